@@ -1,0 +1,3 @@
+//! Benchmarks beside the limits of the machine
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Client API of DAOS: pools, containers, objects and files
+
+#![forbid(unsafe_code)]

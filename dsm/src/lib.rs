@@ -1,0 +1,3 @@
+//! Pools, containers, targets and epochs
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! POSIX namespace in a container
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Sharding and resilience: objects over many targets
+
+#![forbid(unsafe_code)]

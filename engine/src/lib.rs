@@ -1,0 +1,3 @@
+//! The DAOS engine: the server process of a storage node
+
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Cluster simulator: whole engines and clients in one process
+
+#![forbid(unsafe_code)]

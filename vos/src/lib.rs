@@ -1,0 +1,3 @@
+//! Versioning object store of one target
+
+#![forbid(unsafe_code)]

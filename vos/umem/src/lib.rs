@@ -1,0 +1,1 @@
+//! Persistent heap: arena, allocator, transactions and their media

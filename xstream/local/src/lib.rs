@@ -1,0 +1,1 @@
+//! Same-node fabric: shared-memory rings between a client and an engine

@@ -1,0 +1,1 @@
+//! Network fabric over libfabric RDM endpoints
