@@ -22,6 +22,7 @@ mod locals;
 mod mailbox;
 mod media;
 mod task;
+pub mod telemetry;
 mod time;
 
 pub use buffer::{BLOCK_BYTES, IoBuffer};
