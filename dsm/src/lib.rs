@@ -1,3 +1,25 @@
-//! Pools, containers, targets and epochs
+//! Pools, containers, targets and epochs.
+//!
+//! DSM turns many targets into pools with transactional containers. It knows objects of *one* target only; spreading
+//! an object over targets is the layer above.
+//!
+//! # Parts
+//!
+//! * Sans-IO cores, usable without any world: [`pool_map`], [`epochs`].
+//!
+//! # Invariants
+//!
+//! * A client's word is never enough: what a handle may do is decided by the pool and container service and told to the
+//!   targets by it; a target refuses a handle that it was not told of.
+//! * Every procedure may be repeated until its answer arrives: handles, containers and pools are named by UUIDs that the
+//!   client makes, and object operations are idempotent in the store.
+//! * A committed epoch never changes and is never lost; of an epoch that is not committed nothing remains once its
+//!   handle is closed, evicted or dead.
 
 #![forbid(unsafe_code)]
+
+pub mod epochs;
+pub mod pool_map;
+
+#[cfg(test)]
+mod golden;
