@@ -1,3 +1,5 @@
-//! The DAOS engine: the server process of a storage node
+//! The DAOS engine: the server process of a storage node.
 
 #![forbid(unsafe_code)]
+
+pub mod config;
