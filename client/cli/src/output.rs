@@ -1,0 +1,93 @@
+//! What a command prints: text for people, or with `--json` one object for programs.
+//!
+//! The object has DAOS's form: `{"response": …, "error": null, "status": 0}`. On failure `response` is null, `error` says
+//! what happened and what to do, and `status` is the code. Errors for people go to standard error, in one line.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+/// The outcome of a command that worked.
+pub struct Answer {
+    /// For programs.
+    pub response: serde_json::Value,
+    /// For people; may be empty.
+    pub text: String,
+}
+
+impl Answer {
+    /// An answer of `response` and its text.
+    pub fn new(response: impl Serialize, text: impl Into<String>) -> Self {
+        let response = serde_json::to_value(response).expect("answers are plain data");
+        Self { response, text: text.into() }
+    }
+}
+
+/// A command that did not work.
+#[derive(Debug)]
+pub struct Failure {
+    /// Stable number of the error; errno-compatible where one exists.
+    pub status: i32,
+    /// What happened and what to do, in one line.
+    pub message: String,
+}
+
+/// Prints the outcome and turns it into the exit code: 0 worked, 1 failed (2 is a wrong command line, from clap).
+pub fn finish(program: &str, json: bool, outcome: Result<Answer, Failure>) -> ExitCode {
+    #[derive(Serialize)]
+    struct Envelope {
+        response: serde_json::Value,
+        error: Option<String>,
+        status: i32,
+    }
+    let (envelope, code) = match outcome {
+        Ok(answer) => {
+            if !json {
+                print!("{}{}", answer.text, if answer.text.is_empty() || answer.text.ends_with('\n') { "" } else { "\n" });
+            }
+            (Envelope { response: answer.response, error: None, status: 0 }, ExitCode::SUCCESS)
+        }
+        Err(Failure { status, message }) => {
+            if !json {
+                eprintln!("{program}: {message}");
+            }
+            let envelope = Envelope { response: serde_json::Value::Null, error: Some(message), status };
+            (envelope, ExitCode::FAILURE)
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&envelope).expect("answers are plain data"));
+    }
+    code
+}
+
+/// Lays out rows in columns, each as wide as its widest cell; the first row is the head.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += cell;
+            line += &" ".repeat(width + 2 - cell.chars().count());
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let row = |cells: &[&str]| cells.iter().map(|cell| cell.to_string()).collect::<Vec<_>>();
+        let text = table(&[row(&["Label", "Size"]), row(&["a", "1"]), row(&["längst", "22"])]);
+        assert_eq!(text, "Label   Size\na       1\nlängst  22\n");
+    }
+}
