@@ -1,6 +1,7 @@
-//! What the `daos` and `dmg` programs share: where the engine is, how sizes are written, how answers are printed.
+//! What the `daos` and `dmg` programs are made of.
 
 #![forbid(unsafe_code)]
 
 pub mod output;
 pub mod size;
+pub mod system;
