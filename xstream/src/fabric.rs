@@ -112,6 +112,7 @@ pub trait Fabric: 'static {
     fn connect(&self, address: &Address) -> impl Future<Output = Result<PeerId, FabricError>>;
 
     /// Forgets a peer and releases everything held for it. Transfers under way end with [`FabricError::PeerGone`].
+    /// Nothing of this peer is handed up afterwards, not even [`Sink::closed`]. A peer that is not known is no error.
     fn disconnect(&self, peer: PeerId);
 
     /// Who `peer` is, where something vouches for it.
@@ -126,6 +127,9 @@ pub trait Fabric: 'static {
 
     /// Moves the endpoint forward and hands what has arrived to `sink`, at most `limit` messages. Returns how many
     /// things happened.
+    ///
+    /// The sink may call every method of the same endpoint but `poll` itself: a message is often answered while it is
+    /// handed up. So no borrow of the endpoint's state may be held while the sink runs.
     fn poll(&self, limit: usize, sink: &mut impl Sink) -> usize;
 
     /// Exposes `buffer` to `peer`.

@@ -15,21 +15,30 @@
 
 #![forbid(unsafe_code)]
 
+mod absent;
 mod buffer;
+mod combine;
 mod env;
 mod fabric;
 mod locals;
 mod mailbox;
 mod media;
+mod pair;
+mod returns;
+pub mod rpc;
+pub mod sync;
 mod task;
 pub mod telemetry;
 mod time;
 
+pub use absent::{NoFile, NoMailbox, NoMedia};
 pub use buffer::{BLOCK_BYTES, IoBuffer};
+pub use combine::{Either, Elapsed, join_all, race, spawn_joined, submit_to, timeout};
 pub use env::Env;
 pub use fabric::{Access, Address, Credentials, Fabric, FabricError, PeerId, RemoteBuffer, Sink};
 pub use locals::Locals;
 pub use mailbox::{CoreId, Mailbox, MailboxError, Work};
 pub use media::{Durability, Media, MediaError, MediaFile, OpenOptions};
+pub use pair::Pair;
 pub use task::{Class, Rng, Spawn};
 pub use time::{Clock, Time, WallTime};

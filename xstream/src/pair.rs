@@ -1,0 +1,169 @@
+//! Two fabrics as one.
+
+use std::{cell::Cell, future::Future};
+
+use crate::{
+    Access, Address, Credentials, Either, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink,
+    combine::Either::{First, Second},
+};
+
+/// Set in the numbers of the second fabric's peers.
+const SECOND: u64 = 1 << 63;
+
+/// Two fabrics that look like one: an address chooses by its scheme, a peer's number remembers which.
+///
+/// The first should be the cheaper one to poll. While it is busy the second is polled only every
+/// [`SECOND_EVERY`](Self::SECOND_EVERY)th time.
+pub struct Pair<A, B> {
+    first: A,
+    first_scheme: &'static str,
+    second: B,
+    skipped: Cell<u32>,
+}
+
+impl<A: Fabric, B: Fabric> Pair<A, B> {
+    /// Polls of a busy first fabric per poll of the second.
+    pub const SECOND_EVERY: u32 = 8;
+
+    /// `first` gets the addresses that begin with `first_scheme`, `second` all others.
+    pub fn new(first: A, first_scheme: &'static str, second: B) -> Self {
+        Self { first, first_scheme, second, skipped: Cell::new(0) }
+    }
+
+    /// The first fabric.
+    pub fn first(&self) -> &A {
+        &self.first
+    }
+
+    /// The second fabric.
+    pub fn second(&self) -> &B {
+        &self.second
+    }
+}
+
+/// Adds the mark of the second fabric to the peers that it hands up.
+struct Marked<'a, S>(&'a mut S, u64);
+
+impl<S: Sink> Sink for Marked<'_, S> {
+    fn message(&mut self, peer: PeerId, bytes: &[u8]) {
+        debug_assert_eq!(peer.0 & SECOND, 0, "fabrics leave the top bit of a peer's number alone");
+        self.0.message(PeerId(peer.0 | self.1), bytes);
+    }
+
+    fn closed(&mut self, peer: PeerId) {
+        self.0.closed(PeerId(peer.0 | self.1));
+    }
+}
+
+fn split(peer: PeerId) -> Either<PeerId, PeerId> {
+    if peer.0 & SECOND == 0 { First(peer) } else { Second(PeerId(peer.0 & !SECOND)) }
+}
+
+impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
+    type Exposed = Either<A::Exposed, B::Exposed>;
+
+    fn addresses(&self) -> Vec<Address> {
+        let mut addresses = self.first.addresses();
+        addresses.append(&mut self.second.addresses());
+        addresses
+    }
+
+    async fn connect(&self, address: &Address) -> Result<PeerId, FabricError> {
+        if address.fabric() == self.first_scheme {
+            self.first.connect(address).await
+        } else {
+            self.second.connect(address).await.map(|peer| PeerId(peer.0 | SECOND))
+        }
+    }
+
+    fn disconnect(&self, peer: PeerId) {
+        match split(peer) {
+            First(peer) => self.first.disconnect(peer),
+            Second(peer) => self.second.disconnect(peer),
+        }
+    }
+
+    fn credentials(&self, peer: PeerId) -> Option<Credentials> {
+        match split(peer) {
+            First(peer) => self.first.credentials(peer),
+            Second(peer) => self.second.credentials(peer),
+        }
+    }
+
+    fn message_bytes_max(&self) -> usize {
+        self.first.message_bytes_max().min(self.second.message_bytes_max())
+    }
+
+    fn send(&self, peer: PeerId, parts: &[&[u8]]) -> Result<(), FabricError> {
+        match split(peer) {
+            First(peer) => self.first.send(peer, parts),
+            Second(peer) => self.second.send(peer, parts),
+        }
+    }
+
+    fn poll(&self, limit: usize, sink: &mut impl Sink) -> usize {
+        let done = self.first.poll(limit, &mut Marked(sink, 0));
+        if done > 0 && self.skipped.get() < Self::SECOND_EVERY {
+            self.skipped.set(self.skipped.get() + 1);
+            return done;
+        }
+        self.skipped.set(0);
+        done + self.second.poll(limit, &mut Marked(sink, SECOND))
+    }
+
+    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<Self::Exposed, FabricError> {
+        match split(peer) {
+            First(peer) => self.first.expose(peer, buffer, access).map(First),
+            Second(peer) => self.second.expose(peer, buffer, access).map(Second),
+        }
+    }
+
+    fn remote(&self, exposed: &Self::Exposed) -> RemoteBuffer {
+        match exposed {
+            First(exposed) => self.first.remote(exposed),
+            Second(exposed) => self.second.remote(exposed),
+        }
+    }
+
+    fn withdraw(&self, exposed: Self::Exposed) -> IoBuffer {
+        match exposed {
+            First(exposed) => self.first.withdraw(exposed),
+            Second(exposed) => self.second.withdraw(exposed),
+        }
+    }
+
+    fn read(
+        &self,
+        peer: PeerId,
+        remote: RemoteBuffer,
+        skip: u64,
+        buffer: IoBuffer,
+    ) -> impl Future<Output = (IoBuffer, Result<(), FabricError>)> + 'static {
+        let transfer = match split(peer) {
+            First(peer) => First(self.first.read(peer, remote, skip, buffer)),
+            Second(peer) => Second(self.second.read(peer, remote, skip, buffer)),
+        };
+        either(transfer)
+    }
+
+    fn write(
+        &self,
+        peer: PeerId,
+        remote: RemoteBuffer,
+        skip: u64,
+        buffer: IoBuffer,
+    ) -> impl Future<Output = (IoBuffer, Result<(), FabricError>)> + 'static {
+        let transfer = match split(peer) {
+            First(peer) => First(self.first.write(peer, remote, skip, buffer)),
+            Second(peer) => Second(self.second.write(peer, remote, skip, buffer)),
+        };
+        either(transfer)
+    }
+}
+
+async fn either<T>(transfer: Either<impl Future<Output = T>, impl Future<Output = T>>) -> T {
+    match transfer {
+        First(transfer) => transfer.await,
+        Second(transfer) => transfer.await,
+    }
+}

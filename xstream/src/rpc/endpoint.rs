@@ -1,0 +1,623 @@
+//! The endpoint of one xstream or client: where calls go out and requests come in.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use zerocopy::IntoBytes;
+
+use super::{
+    Call, Counters, HEADER_BYTES, Header, Kind, Malformed, Opcode, RANK_ANY, Rejected, Reply, Request,
+    Responder, RpcError, Service, Status,
+    call::{BufferPool, CallId, Calls, Ended, Progress},
+    counters::count,
+    header::RequestFields,
+    peer::{Peer, Peers},
+};
+use crate::{
+    Access, Address, Class, Clock, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng, Sink,
+    Spawn, Time, combine::race, sync::Notify,
+};
+
+/// How soon a send that the fabric refused is tried again, at the latest.
+const RETRY_INTERVAL: Duration = Duration::from_micros(100);
+/// Longest text that is kept of a refusal.
+const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// Limits of an endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// The rank of this engine; requests for another are refused. [`RANK_ANY`]: a client, or not known yet.
+    pub rank: u32,
+    /// Messages taken from the fabric per poll.
+    pub poll_limit: usize,
+    /// Calls in flight to one peer; more wait here.
+    pub calls_per_peer_max: u32,
+    /// Requests of one peer being served; more are refused as busy.
+    pub requests_per_peer_max: u32,
+    /// Requests of all peers being served; more are refused as busy.
+    pub requests_max: u32,
+    /// Messages kept for a peer that the fabric does not take yet; one more and the peer is disconnected.
+    pub outbox_messages_max: usize,
+    /// How long a peer may take nothing of its outbox before it is disconnected.
+    pub drain_timeout: Duration,
+    /// Malformed messages, without many good ones between them, after which a peer is disconnected.
+    pub offences_max: u32,
+    /// Buffers kept for replies.
+    pub buffers_kept: usize,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self {
+            rank: RANK_ANY,
+            poll_limit: 64,
+            calls_per_peer_max: 128,
+            requests_per_peer_max: 256,
+            requests_max: 4096,
+            outbox_messages_max: 1024,
+            drain_timeout: Duration::from_secs(10),
+            offences_max: 8,
+            buffers_kept: 256,
+        }
+    }
+}
+
+/// The way of one xstream, or one client, to call and be called. A cheap handle.
+pub struct Endpoint<E: Env>(Rc<Inner<E>>);
+
+pub(super) struct Inner<E: Env> {
+    pub env: E,
+    pub requests_open: Cell<u32>,
+    pub counters: Counters,
+    config: EndpointConfig,
+    rank: Cell<u32>,
+    message_bytes_max: usize,
+    services: Box<[OnceCell<Rc<dyn Service<E>>>]>,
+    calls: Calls,
+    peers: Peers,
+    buffers: Rc<BufferPool>,
+    /// Peers whose outbox is not empty.
+    backlog: RefCell<Vec<Rc<Peer>>>,
+    /// Peers to disconnect once no code of theirs or the fabric's runs.
+    doomed: RefCell<Vec<Rc<Peer>>>,
+    /// When the watch looks next, and how to make it look earlier.
+    alarm_at: Cell<Time>,
+    alarm: Notify,
+    /// The time of this poll, once somebody has asked.
+    poll_time: Cell<Option<Time>>,
+}
+
+impl<E: Env> Clone for Endpoint<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E: Env> Endpoint<E> {
+    /// Makes the endpoint of `env`'s xstream, has it polled, and leaves it in the xstream's locals. It lives as long as
+    /// the xstream.
+    pub fn new(env: &E, config: EndpointConfig) -> Self {
+        let endpoint = Self(Rc::new(Inner {
+            env: env.clone(),
+            requests_open: Cell::new(0),
+            counters: Counters::default(),
+            rank: Cell::new(config.rank),
+            message_bytes_max: env.fabric().message_bytes_max(),
+            services: (0..=u8::MAX).map(|_| OnceCell::new()).collect(),
+            calls: Calls::new(env.rng().next_u64() as u32),
+            peers: Peers::default(),
+            buffers: Rc::new(BufferPool::new(config.buffers_kept)),
+            backlog: RefCell::default(),
+            doomed: RefCell::default(),
+            alarm_at: Cell::new(Time::NEVER),
+            alarm: Notify::new(),
+            poll_time: Cell::new(None),
+            config,
+        }));
+        env.locals().insert(Rc::new(endpoint.clone()));
+        let inner = endpoint.0.clone();
+        env.scheduler().add_progress("rpc", move || inner.poll());
+        env.scheduler().spawn(Class::Foreground, "rpc watch", endpoint.0.clone().watch());
+        endpoint
+    }
+
+    /// The endpoint of this xstream, if it has been made.
+    pub fn of(env: &E) -> Option<Self> {
+        env.locals().get::<Self>().map(|endpoint| (*endpoint).clone())
+    }
+
+    /// Adds a module.
+    ///
+    /// # Panics
+    ///
+    /// If there is one of that number already.
+    pub fn register(&self, service: Rc<dyn Service<E>>) {
+        let module = service.module();
+        if self.0.services[usize::from(module)].set(service).is_err() {
+            panic!("module {module} is registered twice");
+        }
+    }
+
+    /// Makes this endpoint serve as `rank` from now on.
+    pub fn set_rank(&self, rank: u32) {
+        self.0.rank.set(rank);
+    }
+
+    /// The world that the endpoint lives in.
+    pub fn env(&self) -> &E {
+        &self.0.env
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// Peers known, calls open, requests being served.
+    pub fn load(&self) -> (usize, usize, usize) {
+        (self.0.peers.count(), self.0.calls.open_count(), self.0.requests_open.get() as usize)
+    }
+
+    /// The longest body of a request or a reply.
+    pub fn body_bytes_max(&self) -> usize {
+        self.0.body_bytes_max()
+    }
+
+    /// Finds or makes the peer at `address`.
+    pub async fn connect(&self, address: &Address) -> Result<PeerId, RpcError> {
+        Ok(self.0.env.fabric().connect(address).await?)
+    }
+
+    /// Forgets a peer. Calls to it end with [`RpcError::PeerGone`].
+    pub fn disconnect(&self, peer: PeerId) {
+        self.0.forget(peer);
+        self.0.env.fabric().disconnect(peer);
+    }
+
+    /// Exposes memory to a peer for the time of one request.
+    pub fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<(<E::Fabric as Fabric>::Exposed, RemoteBuffer), RpcError> {
+        let exposed = self.0.env.fabric().expose(peer, buffer, access)?;
+        let remote = self.0.env.fabric().remote(&exposed);
+        Ok((exposed, remote))
+    }
+
+    /// Ends an exposure and gives the memory back.
+    pub fn withdraw(&self, exposed: <E::Fabric as Fabric>::Exposed) -> IoBuffer {
+        self.0.env.fabric().withdraw(exposed)
+    }
+
+    /// Calls a procedure with the concatenation of `body` and waits for its reply. Dropping the future gives the call
+    /// up; whether it is still carried out is unknown then.
+    pub async fn call(&self, peer: PeerId, call: &Call, body: &[&[u8]]) -> Result<Reply, RpcError> {
+        let inner = &*self.0;
+        inner.check_length(body)?;
+        let peer = inner.peers.get(peer);
+        let mut now = inner.env.clock().now();
+        let deadline = now + call.timeout;
+        let (id, granted) = inner.open(&peer, deadline);
+        let mut open = OpenCall { inner, id, ended: false };
+        if !granted {
+            poll_fn(|context| match inner.calls.progress(id, context.waker()) {
+                Progress::Granted => Poll::Ready(Ok(())),
+                Progress::Pending => Poll::Pending,
+                Progress::Done(result) => {
+                    open.ended = true;
+                    Poll::Ready(result.map(drop))
+                }
+            })
+            .await?;
+            now = inner.env.clock().now();
+        }
+        let fields = RequestFields {
+            opcode: call.opcode,
+            flags: call.flags,
+            request_id: id.to_wire(),
+            rank: call.rank,
+            target: call.target,
+            map_version: call.map_version,
+            // What is left of the budget; 0 would mean that there is none.
+            deadline_us: u32::try_from(deadline.since(now).as_micros()).unwrap_or(u32::MAX).max(1),
+            handle: call.handle,
+        };
+        inner.calls.sent(id);
+        count(&inner.counters.calls);
+        if let Err(error) = inner.transmit(&peer, &Header::request(&fields, body), body) {
+            inner.calls.unsent(id);
+            return Err(error.into());
+        }
+        poll_fn(|context| match inner.calls.progress(id, context.waker()) {
+            Progress::Done(result) => {
+                open.ended = true;
+                Poll::Ready(result)
+            }
+            _ => Poll::Pending,
+        })
+        .await
+    }
+}
+
+/// A call that is given up when this is dropped before the result was taken.
+struct OpenCall<'a, E: Env> {
+    inner: &'a Inner<E>,
+    id: CallId,
+    ended: bool,
+}
+
+impl<E: Env> Drop for OpenCall<'_, E> {
+    fn drop(&mut self) {
+        if !self.ended {
+            let credit = self.inner.calls.abandon(self.id);
+            self.inner.settle(Ended { credit, waker: None });
+        }
+    }
+}
+
+/// What the fabric hands up.
+struct Intake<'a, E: Env>(&'a Rc<Inner<E>>);
+
+impl<E: Env> Sink for Intake<'_, E> {
+    fn message(&mut self, peer: PeerId, bytes: &[u8]) {
+        let peer = self.0.peers.get(peer);
+        if peer.gone.get() {
+            return;
+        }
+        match Header::parse(bytes) {
+            Ok((header, body)) => {
+                peer.atone();
+                match header.kind() {
+                    Kind::Request => self.0.serve(&peer, header, body),
+                    Kind::Reply => self.0.accept(&peer, header, bytes),
+                }
+            }
+            Err(rejected) => self.0.reject(&peer, &rejected),
+        }
+    }
+
+    fn closed(&mut self, peer: PeerId) {
+        count(&self.0.counters.peers_closed);
+        self.0.forget(peer);
+    }
+}
+
+impl<E: Env> Inner<E> {
+    /// Moves everything forward once; returns how many things happened.
+    fn poll(self: &Rc<Self>) -> usize {
+        let mut done = 0;
+        if !self.backlog.borrow().is_empty() {
+            done += self.flush();
+        }
+        self.poll_time.set(None);
+        done += self.env.fabric().poll(self.config.poll_limit, &mut Intake(self));
+        self.bury();
+        done
+    }
+
+    /// Serves a request.
+    fn serve(self: &Rc<Self>, peer: &Rc<Peer>, header: &Header, body: &[u8]) {
+        let refuse = |status, text: &str| {
+            self.answer(peer, header.opcode(), header.request_id(), status, 0, &[text.as_bytes()]);
+        };
+        count(&self.counters.requests);
+        if header.rank() != RANK_ANY && self.rank.get() != RANK_ANY && header.rank() != self.rank.get() {
+            count(&self.counters.requests_wrong_rank);
+            return refuse(Status::WRONG_RANK, "the engine here has another rank");
+        }
+        let Some(service) = self.services[usize::from(header.opcode().module())].get() else {
+            count(&self.counters.requests_unknown_module);
+            refuse(Status::NO_SUCH_PROCEDURE, "there is no such module here");
+            return self.blame(peer);
+        };
+        if peer.requests_open.get() >= self.config.requests_per_peer_max
+            || self.requests_open.get() >= self.config.requests_max
+        {
+            count(&self.counters.requests_refused_busy);
+            return refuse(Status::BUSY, "");
+        }
+        let deadline = match header.deadline_us() {
+            0 => Time::NEVER,
+            budget => self.poll_time() + Duration::from_micros(u64::from(budget)),
+        };
+        let responder = Responder::new(self, peer, header, deadline);
+        service.call(Request { header, body, peer: peer.id }, responder);
+    }
+
+    /// Takes a reply.
+    fn accept(&self, peer: &Rc<Peer>, header: &Header, message: &[u8]) {
+        let make = || match header.status() {
+            Status::OK => Ok(Reply::copy_of(&self.buffers, message)),
+            status => {
+                let text = &message[HEADER_BYTES..message.len().min(HEADER_BYTES + MESSAGE_BYTES_MAX)];
+                let message = String::from_utf8_lossy(text).into_owned();
+                Err(RpcError::Refused { status, map_version: header.map_version(), message })
+            }
+        };
+        match self.calls.complete(CallId::from_wire(header.request_id()), peer.id, make) {
+            Some(ended) => self.settle(ended),
+            None => count(&self.counters.replies_unexpected),
+        }
+    }
+
+    /// Deals with a message that did not parse.
+    fn reject(&self, peer: &Rc<Peer>, rejected: &Rejected<'_>) {
+        let reason = rejected.reason;
+        count(match reason {
+            Malformed::Truncated => &self.counters.malformed_truncated,
+            Malformed::Magic => &self.counters.malformed_magic,
+            Malformed::HeaderChecksum => &self.counters.malformed_header_checksum,
+            Malformed::Version(_) => &self.counters.malformed_version,
+            Malformed::Kind(_) => &self.counters.malformed_kind,
+            Malformed::BodyLength => &self.counters.malformed_body_length,
+            Malformed::BodyChecksum => &self.counters.malformed_body_checksum,
+        });
+        if let Some(header) = rejected.header {
+            match header.kind() {
+                Kind::Request => {
+                    let text = reason.to_string();
+                    self.answer(
+                        peer,
+                        header.opcode(),
+                        header.request_id(),
+                        reason.status(),
+                        0,
+                        &[text.as_bytes()],
+                    );
+                }
+                Kind::Reply => {
+                    let id = CallId::from_wire(header.request_id());
+                    if let Some(ended) = self.calls.complete(id, peer.id, || Err(RpcError::BadReply(reason)))
+                    {
+                        self.settle(ended);
+                    }
+                }
+            }
+        }
+        self.blame(peer);
+    }
+
+    /// Sends an answer. Errors of the fabric end here: who asked has gone, or will time out.
+    pub fn answer(
+        &self,
+        peer: &Rc<Peer>,
+        opcode: Opcode,
+        request_id: u64,
+        status: Status,
+        map_version: u32,
+        body: &[&[u8]],
+    ) {
+        let too_long: &[&[u8]] = &[b"the reply does not fit into a message"];
+        let (status, body) =
+            if self.check_length(body).is_ok() { (status, body) } else { (Status::TOO_LONG, too_long) };
+        let header = Header::reply(opcode, request_id, status, map_version, body);
+        if self.transmit(peer, &header, body).is_err() {
+            count(&self.counters.replies_lost);
+        }
+    }
+
+    pub fn body_bytes_max(&self) -> usize {
+        self.message_bytes_max - HEADER_BYTES
+    }
+
+    fn check_length(&self, body: &[&[u8]]) -> Result<(), FabricError> {
+        let length: usize = body.iter().map(|part| part.len()).sum();
+        match length <= self.body_bytes_max() {
+            true => Ok(()),
+            false => Err(FabricError::TooLong { length: length as u64, limit: self.body_bytes_max() as u64 }),
+        }
+    }
+
+    /// Takes a place for a call, with a credit if one is free.
+    fn open(&self, peer: &Rc<Peer>, deadline: Time) -> (CallId, bool) {
+        let granted =
+            peer.calls_open.get() < self.config.calls_per_peer_max && peer.calls_waiting.borrow().is_empty();
+        let id = self.calls.open(peer, deadline, granted);
+        if granted {
+            peer.calls_open.set(peer.calls_open.get() + 1);
+        } else {
+            peer.calls_waiting.borrow_mut().push_back(id);
+        }
+        self.alarm_by(deadline);
+        (id, granted)
+    }
+
+    /// Does what the end of a call entails.
+    fn settle(&self, ended: Ended) {
+        if let Some(peer) = ended.credit {
+            peer.calls_open.set(peer.calls_open.get() - 1);
+            while peer.calls_open.get() < self.config.calls_per_peer_max {
+                let Some(next) = peer.calls_waiting.borrow_mut().pop_front() else { break };
+                if let Some(waker) = self.calls.grant(next) {
+                    peer.calls_open.set(peer.calls_open.get() + 1);
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                }
+            }
+        }
+        if let Some(waker) = ended.waker {
+            waker.wake();
+        }
+    }
+
+    /// Sends a message, or puts it aside in order if the fabric is busy.
+    fn transmit(&self, peer: &Rc<Peer>, header: &Header, body: &[&[u8]]) -> Result<(), FabricError> {
+        if peer.gone.get() {
+            return Err(FabricError::PeerGone);
+        }
+        let was_empty = peer.outbox.borrow().is_empty();
+        if was_empty {
+            match with_parts(header.as_bytes(), body, |parts| self.env.fabric().send(peer.id, parts)) {
+                Err(FabricError::Busy) => {}
+                Err(FabricError::PeerGone) => {
+                    self.doom(peer);
+                    return Err(FabricError::PeerGone);
+                }
+                other => return other,
+            }
+        }
+        count(&self.counters.sends_deferred);
+        if peer.outbox.borrow().len() >= self.config.outbox_messages_max {
+            count(&self.counters.peers_dropped_stuck);
+            self.doom(peer);
+            return Err(FabricError::PeerGone);
+        }
+        let mut message = self.buffers.take();
+        message.extend_from_slice(header.as_bytes());
+        body.iter().for_each(|part| message.extend_from_slice(part));
+        peer.outbox.borrow_mut().push_back(message);
+        if was_empty {
+            let now = self.env.clock().now();
+            peer.outbox_since.set(now);
+            self.backlog.borrow_mut().push(peer.clone());
+            self.alarm_by(now + RETRY_INTERVAL);
+        }
+        Ok(())
+    }
+
+    /// Tries to send what was put aside; returns how many messages went out.
+    fn flush(&self) -> usize {
+        let mut sent = 0;
+        let mut peers = std::mem::take(&mut *self.backlog.borrow_mut());
+        peers.retain(|peer| {
+            let mut taken = 0;
+            loop {
+                let Some(message) = peer.outbox.borrow_mut().pop_front() else { break };
+                match self.env.fabric().send(peer.id, &[&message]) {
+                    Ok(()) => {
+                        taken += 1;
+                        self.buffers.put(message);
+                    }
+                    Err(FabricError::Busy) => {
+                        peer.outbox.borrow_mut().push_front(message);
+                        break;
+                    }
+                    Err(_) => {
+                        self.doom(peer);
+                        break;
+                    }
+                }
+            }
+            if taken > 0 {
+                peer.outbox_since.set(self.env.clock().now());
+                sent += taken;
+            }
+            !peer.outbox.borrow().is_empty()
+        });
+        self.backlog.borrow_mut().append(&mut peers);
+        sent
+    }
+
+    /// Notes a malformed message against its sender.
+    fn blame(&self, peer: &Rc<Peer>) {
+        if !peer.gone.get() && peer.offend(self.config.offences_max) {
+            count(&self.counters.peers_dropped_malformed);
+            self.doom(peer);
+        }
+    }
+
+    /// Marks a peer for disconnection: at the end of this poll, not while somebody is at work with it.
+    fn doom(&self, peer: &Rc<Peer>) {
+        if !peer.gone.replace(true) {
+            self.doomed.borrow_mut().push(peer.clone());
+            self.alarm_by(Time::default());
+        }
+    }
+
+    fn bury(&self) {
+        loop {
+            let Some(peer) = self.doomed.borrow_mut().pop() else { return };
+            self.forget(peer.id);
+            self.env.fabric().disconnect(peer.id);
+        }
+    }
+
+    /// Drops everything kept for a peer.
+    fn forget(&self, id: PeerId) {
+        let Some(peer) = self.peers.remove(id) else { return };
+        peer.gone.set(true);
+        let unsent = std::mem::take(&mut *peer.outbox.borrow_mut());
+        unsent.into_iter().for_each(|message| self.buffers.put(message));
+        self.backlog.borrow_mut().retain(|other| !Rc::ptr_eq(other, &peer));
+        self.calls.sweep(Time::default(), Some(id), |ended, _| {
+            count(&self.counters.calls_lost);
+            self.settle(ended);
+        });
+        for service in self.services.iter().filter_map(OnceCell::get) {
+            service.closed(id);
+        }
+    }
+
+    fn poll_time(&self) -> Time {
+        self.poll_time.get().unwrap_or_else(|| {
+            let now = self.env.clock().now();
+            self.poll_time.set(Some(now));
+            now
+        })
+    }
+
+    /// Makes the watch look at `deadline` at the latest.
+    fn alarm_by(&self, deadline: Time) {
+        if deadline < self.alarm_at.get() {
+            self.alarm_at.set(deadline);
+            self.alarm.notify_one();
+        }
+    }
+
+    /// Ends what has passed its deadline. Sleeps until the next one, so that deadlines cost a comparison per call and
+    /// hold on a parked core too.
+    async fn watch(self: Rc<Self>) {
+        loop {
+            let now = self.env.clock().now();
+            // Whatever is opened while this looks sets the alarm anew.
+            self.alarm_at.set(Time::NEVER);
+            self.bury();
+            let mut next = self.calls.sweep(now, None, |ended, _| {
+                count(&self.counters.calls_timed_out);
+                self.settle(ended);
+            });
+            if !self.backlog.borrow().is_empty() {
+                self.flush();
+                let backlog = self.backlog.borrow().clone();
+                for peer in &backlog {
+                    if peer.outbox_since.get() + self.config.drain_timeout <= now && !peer.gone.get() {
+                        count(&self.counters.peers_dropped_stuck);
+                        self.doom(peer);
+                    }
+                }
+                self.bury();
+                if !self.backlog.borrow().is_empty() {
+                    next = next.min(now + RETRY_INTERVAL);
+                }
+            }
+            next = next.min(self.alarm_at.get());
+            self.alarm_at.set(next);
+            if next == Time::NEVER {
+                self.alarm.notified().await;
+            } else {
+                race(self.alarm.notified(), self.env.clock().sleep_until(next)).await;
+            }
+        }
+    }
+}
+
+/// Hands `send` one list of the header and the parts of the body.
+fn with_parts<R>(header: &[u8], body: &[&[u8]], send: impl FnOnce(&[&[u8]]) -> R) -> R {
+    const INLINE: usize = 8;
+    if body.len() < INLINE {
+        let mut parts = [header; INLINE];
+        parts[1..=body.len()].copy_from_slice(body);
+        send(&parts[..=body.len()])
+    } else {
+        let parts: Vec<&[u8]> = std::iter::once(header).chain(body.iter().copied()).collect();
+        send(&parts)
+    }
+}

@@ -1,0 +1,171 @@
+//! The serving side: modules, requests, and the right to answer one.
+
+use std::{cell::Cell, rc::Rc};
+
+use uuid::Uuid;
+
+use super::{Header, Opcode, Status, counters::count, endpoint::Inner, peer::Peer};
+use crate::{Credentials, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Time};
+
+/// A module: answers the requests of one module number.
+pub trait Service<E: Env>: 'static {
+    /// The module's number; see [`module`](super::module).
+    fn module(&self) -> u8;
+
+    /// Its name, for logs.
+    fn name(&self) -> &'static str;
+
+    /// Answers a request. Runs within the progress poll, so it must not take long: what waits, or computes for more
+    /// than some 100 µs, copies what it needs and goes on in a task that owns the responder.
+    fn call(&self, request: Request<'_>, responder: Responder<E>);
+
+    /// A peer has gone; whatever the module keeps for it can go too.
+    fn closed(&self, peer: PeerId) {
+        let _ = peer;
+    }
+}
+
+/// A request as it arrived. Its checksums hold; the meaning of its body is still to be checked.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// The fixed part.
+    pub header: &'a Header,
+    /// The rest; gone after the call.
+    pub body: &'a [u8],
+    /// Who asks.
+    pub peer: PeerId,
+}
+
+impl Request<'_> {
+    /// The procedure's number within its module.
+    pub fn procedure(&self) -> u8 {
+        self.header.opcode().procedure()
+    }
+
+    /// The target that is meant.
+    pub fn target(&self) -> u32 {
+        self.header.target()
+    }
+
+    /// The caller's pool map version; 0 if it has none.
+    pub fn map_version(&self) -> u32 {
+        self.header.map_version()
+    }
+
+    /// The handle that the request is made with; nil if none.
+    pub fn handle(&self) -> Uuid {
+        self.header.handle()
+    }
+
+    /// Bits whose meaning is the procedure's.
+    pub fn flags(&self) -> u16 {
+        self.header.flags()
+    }
+}
+
+/// The right, and the duty, to answer one request. Dropped without an answer it answers [`Status::INTERNAL`].
+#[must_use = "a request must be answered"]
+pub struct Responder<E: Env> {
+    endpoint: Rc<Inner<E>>,
+    peer: Rc<Peer>,
+    request_id: u64,
+    deadline: Time,
+    map_version: Cell<u32>,
+    opcode: Opcode,
+    answered: bool,
+}
+
+impl<E: Env> Responder<E> {
+    pub(super) fn new(endpoint: &Rc<Inner<E>>, peer: &Rc<Peer>, header: &Header, deadline: Time) -> Self {
+        peer.requests_open.set(peer.requests_open.get() + 1);
+        endpoint.requests_open.set(endpoint.requests_open.get() + 1);
+        Self {
+            endpoint: endpoint.clone(),
+            peer: peer.clone(),
+            request_id: header.request_id(),
+            deadline,
+            map_version: Cell::new(0),
+            opcode: header.opcode(),
+            answered: false,
+        }
+    }
+
+    /// Answers with success; the body is the concatenation of `parts`, copied before this returns.
+    pub fn reply(self, parts: &[&[u8]]) {
+        self.answer(Status::OK, parts);
+    }
+
+    /// Answers with an error and a text for people.
+    pub fn fail(self, status: Status, message: &str) {
+        self.answer(status, &[message.as_bytes()]);
+    }
+
+    /// Answers with any status and body. A body too long for a message becomes [`Status::TOO_LONG`].
+    pub fn answer(mut self, status: Status, parts: &[&[u8]]) {
+        self.answered = true;
+        self.endpoint.answer(&self.peer, self.opcode, self.request_id, status, self.map_version.get(), parts);
+    }
+
+    /// Who asked.
+    pub fn peer(&self) -> PeerId {
+        self.peer.id
+    }
+
+    /// Whether who asked is still there. Work for one who is not may be given up.
+    pub fn is_wanted(&self) -> bool {
+        !self.peer.gone.get()
+    }
+
+    /// Who the asking process is, where something vouches for it.
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.endpoint.env.fabric().credentials(self.peer.id)
+    }
+
+    /// When the caller stops waiting; [`Time::NEVER`] if it did not say.
+    pub fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// The pool map version that the answer will carry.
+    pub fn set_map_version(&self, version: u32) {
+        self.map_version.set(version);
+    }
+
+    /// The longest body that [`reply`](Self::reply) takes.
+    pub fn body_bytes_max(&self) -> usize {
+        self.endpoint.body_bytes_max()
+    }
+
+    /// Reads the caller's memory into `buffer`, from `skip` bytes after the start of `remote`.
+    pub async fn pull(
+        &self,
+        remote: RemoteBuffer,
+        skip: u64,
+        buffer: IoBuffer,
+    ) -> (IoBuffer, Result<(), FabricError>) {
+        self.endpoint.env.fabric().read(self.peer.id, remote, skip, buffer).await
+    }
+
+    /// Writes `buffer` to the caller's memory, `skip` bytes after the start of `remote`. Once it completes, the caller
+    /// sees the bytes before it sees the answer.
+    pub async fn push(
+        &self,
+        remote: RemoteBuffer,
+        skip: u64,
+        buffer: IoBuffer,
+    ) -> (IoBuffer, Result<(), FabricError>) {
+        self.endpoint.env.fabric().write(self.peer.id, remote, skip, buffer).await
+    }
+}
+
+impl<E: Env> Drop for Responder<E> {
+    fn drop(&mut self) {
+        self.peer.requests_open.set(self.peer.requests_open.get() - 1);
+        self.endpoint.requests_open.set(self.endpoint.requests_open.get() - 1);
+        if !self.answered {
+            count(&self.endpoint.counters.requests_unanswered);
+            let text: &[&[u8]] = &[b"the service gave up without an answer"];
+            self.endpoint.answer(&self.peer, self.opcode, self.request_id, Status::INTERNAL, 0, text);
+        }
+    }
+}
