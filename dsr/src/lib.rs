@@ -6,5 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod class;
+pub mod client;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
 pub mod placement;
 pub mod striping;
