@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# One storage node, end to end, on real files: scripts/quickstart.sh [DIR]
+#
+# Installs what is missing, builds, starts an engine with two targets, copies DIR (default: /usr/share/doc) into a POSIX
+# container, kills the engine with SIGKILL, starts it again, copies the tree back, compares every byte, mode and symlink,
+# prints rates and latencies beside the limits of this machine, stops, and leaves nothing behind.
+set -euo pipefail
+if [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
+    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    exit 0
+fi
+source_tree=$(realpath -e "${1:-/usr/share/doc}") || {
+    echo "quickstart: ${1:-/usr/share/doc} is not there; name a folder to copy" >&2
+    exit 1
+}
+cd "$(dirname "$0")/.."
+
+scripts/install.sh
+[ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
+echo "building (the first time takes some minutes)"
+cargo build --release --quiet -p daos-engine -p daos-cli -p daos-bench
+PATH="${CARGO_TARGET_DIR:-$PWD/target}/release:$PATH"
+
+# Everything of this run, and the peer that `cp` is, on one disk.
+work=$(mktemp -d "${TMPDIR:-/var/tmp}/daos-quickstart.XXXXXX")
+export DAOS_DIR=$work/engine
+engine=
+cleanup() {
+    [ -n "$engine" ] && kill -KILL "$engine" 2>/dev/null && wait "$engine" 2>/dev/null
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+seconds() { date +%s.%N; }
+elapsed() { awk -v from="$1" -v to="$(seconds)" 'BEGIN { printf "%.2f", to - from }'; }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
+
+start_engine() {
+    local from
+    from=$(seconds)
+    daos_engine --dev --dir "$DAOS_DIR" --targets 2 --size "$size" --fabric local,tcp 2>>"$work/engine.log" &
+    engine=$!
+    for _ in $(seq 500); do
+        dmg system query >/dev/null 2>&1 && break
+        if ! kill -0 "$engine" 2>/dev/null; then
+            tail -n 5 "$work/engine.log" >&2
+            exit 1
+        fi
+        sleep 0.02
+    done
+    echo "engine $engine serves after $(elapsed "$from") s"
+}
+
+# The names, kinds, modes and link targets of a tree; contents are compared by diff. Modes of symlinks mean nothing.
+shape() { (cd "$1" && find . \( -type f -o -type d -o -type l \) \( -type l -printf '%P l %l\n' -o -printf '%P %y %m\n' \) | LC_ALL=C sort); }
+
+bytes=$(du -s --apparent-size --block-size=1 "$source_tree" | cut -f1)
+files=$(find "$source_tree" -type f | wc -l)
+size=$((bytes * 3 + (4 << 30)))
+echo "source: $source_tree, $files files, $((bytes >> 20)) MiB"
+
+echo
+echo "== start, pool, container"
+start_engine
+dmg pool create --size 90% quickstart
+daos container create quickstart tree --type POSIX
+
+echo
+echo "== copy in"
+from=$(seconds)
+daos filesystem copy --src "$source_tree" --dst daos://quickstart/tree/copy
+copy_in=$(elapsed "$from")
+
+echo
+echo "== SIGKILL, start again"
+kill -KILL "$engine"
+wait "$engine" 2>/dev/null || true
+start_engine
+
+echo
+echo "== copy back, compare"
+from=$(seconds)
+daos filesystem copy --src daos://quickstart/tree/copy --dst "$work/back"
+copy_out=$(elapsed "$from")
+diff -r --no-dereference "$source_tree" "$work/back"
+diff <(shape "$source_tree") <(shape "$work/back")
+echo "every byte, mode and symlink is as it was"
+
+echo
+echo "== the same by cp, on the same disk"
+from=$(seconds)
+cp -r --no-dereference --preserve=mode,timestamps,links "$source_tree" "$work/cp"
+sync -f "$work/cp"
+peer=$(elapsed "$from")
+rm -rf "$work/cp" "$work/back"
+printf 'copy in %s s, copy back %s s, cp -r and sync %s s: in %s x, back %s x the speed of cp\n' \
+    "$copy_in" "$copy_out" "$peer" "$(ratio "$peer" "$copy_in")" "$(ratio "$peer" "$copy_out")"
+
+echo
+echo "== latencies beside the limits of this machine"
+daos_perf --pool quickstart --seconds 1
+
+echo
+echo "== stop"
+dmg system stop
+wait "$engine"
+engine=
+if [ -e "$DAOS_DIR/daos.sock" ] || [ -e "$DAOS_DIR/daos.json" ]; then
+    echo "quickstart: the engine left its socket or address file behind" >&2
+    exit 1
+fi
+echo "stopped cleanly; nothing is left"
