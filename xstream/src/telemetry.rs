@@ -73,6 +73,11 @@ impl Counter {
         add(&self.0, amount);
     }
 
+    /// Replaces the count by one that was kept elsewhere.
+    pub fn set(&self, total: u64) {
+        self.0.store(total, Relaxed);
+    }
+
     /// What has been counted.
     pub fn value(&self) -> u64 {
         self.0.load(Relaxed)

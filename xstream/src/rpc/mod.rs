@@ -24,6 +24,7 @@ mod header;
 mod peer;
 mod service;
 mod status;
+pub mod system;
 
 pub use call::{Call, Reply, RpcError};
 pub use counters::Counters;
