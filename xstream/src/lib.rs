@@ -18,6 +18,8 @@
 mod absent;
 mod buffer;
 mod combine;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod env;
 mod fabric;
 mod locals;
