@@ -1,0 +1,139 @@
+//! The arena together with what the running transaction did to it.
+//!
+//! # Invariants
+//!
+//! * Every change of the arena between two seals passes [`Ledger::change`] or [`Ledger::change_fresh`], which note the
+//!   range; so a seal knows every changed byte, and an abort can restore every byte that was in use.
+//! * The buffers keep their capacity: a transaction allocates no memory in steady state.
+
+use crate::{HeapError, Sealed, arena::Arena, layout::Layout};
+
+/// No old bytes were kept: what was there had no meaning.
+const NO_UNDO: u32 = u32::MAX;
+/// The most bytes a transaction may change.
+const TRANSACTION_BYTES_MAX: usize = 1 << 30;
+
+/// One changed range.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Note {
+    pub offset: u64,
+    pub length: u32,
+    /// Where its old bytes lie in the undo buffer.
+    undo: u32,
+}
+
+/// Where a transaction becomes durable.
+pub(crate) enum Journal {
+    /// Nowhere.
+    Volatile,
+}
+
+/// The arena and the notes of the running transaction.
+pub(crate) struct Ledger {
+    pub arena: Arena,
+    pub layout: Layout,
+    pub journal: Journal,
+    notes: Vec<Note>,
+    undo: Vec<u8>,
+    /// Blocks allocated by this transaction: (first byte, end).
+    fresh: Vec<(u64, u64)>,
+    sealed: u64,
+}
+
+impl Ledger {
+    pub fn new(arena: Arena, layout: Layout, journal: Journal) -> Self {
+        Self {
+            arena,
+            layout,
+            journal,
+            notes: Vec::with_capacity(64),
+            undo: Vec::with_capacity(8192),
+            fresh: Vec::with_capacity(16),
+            sealed: 0,
+        }
+    }
+
+    /// Notes that `offset..offset + length` (not before `first`) is about to change, and gives the bytes.
+    #[inline]
+    pub fn change(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
+        // Most stores into new blocks come right after the allocation, so only the newest few are looked at.
+        let end = offset.wrapping_add(length);
+        if self.fresh.iter().rev().take(4).any(|&(start, stop)| start <= offset && end <= stop) {
+            return self.change_fresh(first, offset, length);
+        }
+        let bytes = self.arena.bytes_mut(first, offset, length)?;
+        let undo = self.undo.len();
+        if undo + bytes.len() > TRANSACTION_BYTES_MAX {
+            return Err(HeapError::TransactionTooLarge);
+        }
+        self.undo.extend_from_slice(bytes);
+        self.notes.push(Note { offset, length: length as u32, undo: undo as u32 });
+        Ok(bytes)
+    }
+
+    /// Like [`Ledger::change`] for bytes of a block that this transaction allocated: nobody misses what was there.
+    #[inline]
+    pub fn change_fresh(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
+        let bytes = self.arena.bytes_mut(first, offset, length)?;
+        if bytes.len() > TRANSACTION_BYTES_MAX {
+            return Err(HeapError::TransactionTooLarge);
+        }
+        match self.journal {
+            // An abort has nothing to restore and a seal nothing to write.
+            Journal::Volatile => {}
+        }
+        Ok(bytes)
+    }
+
+    /// Remembers that `bytes` from `offset` were allocated by this transaction.
+    #[inline]
+    pub fn allocated(&mut self, offset: u64, bytes: u64) {
+        self.fresh.push((offset, offset + bytes));
+    }
+
+    /// Puts `value` into the allocator's tables.
+    #[inline]
+    pub fn set_word(&mut self, offset: u64, value: u64) -> Result<(), HeapError> {
+        self.change(0, offset, 8)?.copy_from_slice(&value.to_le_bytes());
+        Ok(())
+    }
+
+    /// A word of the allocator's tables.
+    #[inline]
+    pub fn word(&self, offset: u64) -> u64 {
+        *self.arena.value::<u64>(0, offset).expect("the allocator's tables lie in the arena")
+    }
+
+    /// Makes the transaction's changes part of the heap.
+    pub fn seal(&mut self) -> Result<Sealed, HeapError> {
+        match self.journal {
+            Journal::Volatile => self.sealed += u64::from(!self.notes.is_empty()),
+        }
+        self.forget();
+        Ok(Sealed(self.sealed))
+    }
+
+    /// Takes the transaction's changes back.
+    pub fn abort(&mut self) {
+        while let Some(note) = self.notes.pop() {
+            if note.undo != NO_UNDO {
+                let old = &self.undo[note.undo as usize..][..note.length as usize];
+                let bytes =
+                    self.arena.bytes_mut(0, note.offset, old.len() as u64).expect("a range noted before");
+                bytes.copy_from_slice(old);
+            }
+        }
+        self.forget();
+    }
+
+    /// The position of the newest sealed transaction.
+    pub fn sealed(&self) -> Sealed {
+        Sealed(self.sealed)
+    }
+
+    fn forget(&mut self) {
+        self.notes.clear();
+        self.undo.clear();
+        self.fresh.clear();
+    }
+}
