@@ -25,6 +25,7 @@ mod fabric;
 mod locals;
 mod mailbox;
 mod media;
+mod optional;
 mod pair;
 mod returns;
 pub mod rpc;
