@@ -5,7 +5,8 @@
 //!
 //! # Parts
 //!
-//! * Sans-IO cores, usable without any world: [`pool_map`], [`epochs`].
+//! * Sans-IO cores, usable without any world: [`pool_map`], [`epochs`], [`access`].
+//! * [`rpc`]: what travels between the halves, parsed so that what exists is valid.
 //!
 //! # Invariants
 //!
@@ -18,8 +19,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod epochs;
 pub mod pool_map;
+pub mod rpc;
 
 #[cfg(test)]
 mod golden;
