@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod arguments;
 pub mod config;
 pub mod storage;
 pub mod telemetry;

@@ -3,5 +3,4 @@
 #![forbid(unsafe_code)]
 
 pub mod output;
-pub mod size;
 pub mod system;

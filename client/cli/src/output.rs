@@ -43,7 +43,11 @@ pub fn finish(program: &str, json: bool, outcome: Result<Answer, Failure>) -> Ex
     let (envelope, code) = match outcome {
         Ok(answer) => {
             if !json {
-                print!("{}{}", answer.text, if answer.text.is_empty() || answer.text.ends_with('\n') { "" } else { "\n" });
+                print!(
+                    "{}{}",
+                    answer.text,
+                    if answer.text.is_empty() || answer.text.ends_with('\n') { "" } else { "\n" }
+                );
             }
             (Envelope { response: answer.response, error: None, status: 0 }, ExitCode::SUCCESS)
         }
@@ -65,7 +69,9 @@ pub fn finish(program: &str, json: bool, outcome: Result<Answer, Failure>) -> Ex
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
         .collect();
     let mut text = String::new();
     for row in rows {

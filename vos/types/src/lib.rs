@@ -10,11 +10,13 @@
 mod epoch;
 mod key;
 mod object;
+mod size;
 mod writer;
 
 pub use epoch::{Epoch, EpochRange};
 pub use key::{KEY_BYTES_MAX, KeyOrder};
 pub use object::{ObjectClass, ObjectId, ObjectType, ParseError};
+pub use size::{parse_size, show_size};
 pub use writer::{Cookie, Writer, WriterKind};
 
 /// CRC32C (Castagnoli) of a value or of a chunk of an extent, as its writer computed it.

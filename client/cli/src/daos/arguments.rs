@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::{size::parse_size, system::SystemArguments};
+use daos_types::parse_size;
+
+use crate::system::SystemArguments;
 
 /// Work with DAOS pools, containers, objects and files.
 #[derive(Debug, Parser)]

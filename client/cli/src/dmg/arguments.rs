@@ -3,7 +3,9 @@
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::{size::parse_size, system::SystemArguments};
+use daos_types::parse_size;
+
+use crate::system::SystemArguments;
 
 /// Administer a DAOS system.
 #[derive(Debug, Parser)]

@@ -75,7 +75,9 @@ mod tests {
 
     #[test]
     fn sizes_are_written() {
-        for (bytes, text) in [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (10 << 20, "10.0 MiB"), (u64::MAX, "16.0 EiB")] {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.50 KiB"), (10 << 20, "10.0 MiB"), (u64::MAX, "16.0 EiB")]
+        {
             assert_eq!(show_size(bytes), text);
         }
     }
