@@ -1,0 +1,262 @@
+//! The way out: messages, control messages, transfers.
+
+use daos_xstream::{FabricError, IoBuffer, PeerId, RemoteBuffer};
+use libfabric_sys as fi;
+
+use crate::{
+    inner::{Inner, Operation, State},
+    peers::{Owed, Stage},
+    transfers::{Direction, Phase, Transfer, TransferId},
+    wire::{self, Control, HEADER_BYTES, Kind},
+};
+
+/// libfabric: no room now, or no connection yet.
+pub(crate) const AGAIN: i32 = fi::FI_EAGAIN as i32;
+
+/// Control messages tried per poll.
+const CONTROLS_PER_POLL: usize = 8;
+
+impl Inner {
+    /// The longest message of the layer above.
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.transmit.stride() - HEADER_BYTES
+    }
+
+    /// See [`daos_xstream::Fabric::send`].
+    pub(crate) fn send(&self, id: PeerId, parts: &[&[u8]]) -> Result<(), FabricError> {
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        if length > self.message_bytes_max() {
+            return Err(FabricError::TooLong {
+                length: length as u64,
+                limit: self.message_bytes_max() as u64,
+            });
+        }
+        let state = &mut *self.state.borrow_mut();
+        let Some(peer) = state.peers.get_mut(id) else { return Err(FabricError::PeerGone) };
+        let (token, destination) = (peer.send_token, peer.destination);
+        let total = HEADER_BYTES + length;
+        let outcome = if total <= state.scratch.len() {
+            let place = &mut state.scratch[..total];
+            wire::put_header(place, Kind::Data, token, length);
+            gather(&mut place[HEADER_BYTES..], parts);
+            self.port.inject(place, destination)
+        } else {
+            if peer.sends >= self.config.sends_per_peer_max {
+                state.counters.sends_refused += 1;
+                return Err(FabricError::Busy);
+            }
+            let Some(piece) = state.transmit_free.pop() else {
+                state.counters.sends_refused += 1;
+                return Err(FabricError::Busy);
+            };
+            let outcome = self.send_piece(piece, token, destination, parts, length);
+            if outcome.is_ok() {
+                peer.sends += 1;
+                state.transmit_owner[piece as usize] = id;
+            } else {
+                state.transmit_free.push(piece);
+            }
+            outcome
+        };
+        match outcome {
+            Ok(()) => {
+                peer.stalled = None;
+                state.counters.messages_sent += 1;
+                Ok(())
+            }
+            Err(AGAIN) => {
+                peer.stalled.get_or_insert(state.now);
+                state.counters.sends_refused += 1;
+                Err(FabricError::Busy)
+            }
+            Err(error) => {
+                tracing::debug!(error = %crate::raw::describe(error), peer = id.0, "a message cannot be sent");
+                self.close_peer(state, id, false, true);
+                Err(FabricError::PeerGone)
+            }
+        }
+    }
+
+    fn send_piece(
+        &self,
+        piece: u32,
+        token: u64,
+        destination: crate::raw::Destination,
+        parts: &[&[u8]],
+        length: usize,
+    ) -> Result<(), i32> {
+        let piece = piece as usize;
+        let start = self.transmit.piece(piece);
+        let total = HEADER_BYTES + length;
+        // SAFETY: the piece is free (the caller has taken it from the free list), so nobody else reads or writes it; total
+        // is at most its stride, checked by the caller. The slice is gone before libfabric gets the piece.
+        let place = unsafe { std::slice::from_raw_parts_mut(start, total) };
+        wire::put_header(place, Kind::Data, token, length);
+        gather(&mut place[HEADER_BYTES..], parts);
+        // SAFETY: the piece is not used until its completion, which puts it back on the free list, and is freed after the
+        // port is closed.
+        unsafe { self.port.send(start, total, destination, Operation::Send(piece).to_context()) }
+    }
+
+    /// A transmit piece is free again. Returns whose message was in it, if that peer is still there.
+    pub(crate) fn sent(&self, state: &mut State, piece: usize) -> Option<PeerId> {
+        let owner = *state.transmit_owner.get(piece)?;
+        state.transmit_free.push(piece as u32);
+        let peer = state.peers.get_mut(owner)?;
+        peer.sends = peer.sends.saturating_sub(1);
+        Some(owner)
+    }
+
+    /// Tries to send control messages that are owed.
+    pub(crate) fn pay(&self, state: &mut State) {
+        for _ in 0..CONTROLS_PER_POLL.min(state.owing.len()) {
+            let Some(id) = state.owing.pop_front() else { return };
+            let Some(peer) = state.peers.get_mut(id) else { continue };
+            let Some(owed) = peer.owed.first().copied() else { continue };
+            let control = match owed {
+                Owed::Hello => Control::introduction(Kind::Hello, 0, peer.receive_token, &self.name),
+                Owed::Welcome => {
+                    Control::introduction(Kind::Welcome, peer.send_token, peer.receive_token, &self.name)
+                }
+                Owed::Ping { serial } => Control::short(Kind::Ping, peer.send_token, serial),
+                Owed::Pong { serial } => Control::short(Kind::Pong, peer.send_token, serial),
+            };
+            match self.port.inject(control.as_bytes(), peer.destination) {
+                Ok(()) => {
+                    peer.stalled = None;
+                    peer.owed.remove(0);
+                    if !peer.owed.is_empty() {
+                        state.owing.push_back(id);
+                    }
+                }
+                Err(AGAIN) => {
+                    peer.stalled.get_or_insert(state.now);
+                    state.owing.push_back(id);
+                }
+                // While a peer is being called its refusal is no reason to stop: it may be about to start.
+                Err(_) if matches!(peer.stage, Stage::Introducing { .. }) => state.owing.push_back(id),
+                Err(_) => self.close_peer(state, id, false, true),
+            }
+        }
+    }
+
+    /// Begins a transfer. The outcome is the transfer's name, or the buffer and why it cannot be.
+    pub(crate) fn start_transfer(
+        &self,
+        id: PeerId,
+        direction: Direction,
+        remote: RemoteBuffer,
+        skip: u64,
+        buffer: IoBuffer,
+    ) -> Result<TransferId, (IoBuffer, Result<(), FabricError>)> {
+        let state = &mut *self.state.borrow_mut();
+        let Some(peer) = state.peers.get_mut(id) else { return Err((buffer, Err(FabricError::PeerGone))) };
+        let length = buffer.len() as u64;
+        let fits = skip.checked_add(length).is_some_and(|end| end <= remote.length);
+        let Some(offset) = remote.offset.checked_add(skip).filter(|_| fits) else {
+            return Err((buffer, Err(FabricError::NotExposed)));
+        };
+        if length == 0 {
+            return Err((buffer, Ok(())));
+        }
+        if peer.transfers >= self.config.transfers_per_peer_max {
+            return Err((buffer, Err(FabricError::Busy)));
+        }
+        peer.transfers += 1;
+        let transfer = state.transfers.add(Transfer {
+            peer: id,
+            direction,
+            buffer,
+            remote: RemoteBuffer { offset, ..remote },
+            phase: Phase::Queued,
+            deadline: state.now + self.config.transfer_timeout,
+            waker: None,
+            abandoned: false,
+        });
+        if !self.post_transfer(state, transfer) {
+            state.queued.push_back(transfer);
+        }
+        Ok(transfer)
+    }
+
+    /// Hands a queued transfer to libfabric. False if it must be tried again later.
+    pub(crate) fn post_transfer(&self, state: &mut State, id: TransferId) -> bool {
+        let Some(transfer) = state.transfers.get_mut(id) else { return true };
+        if !matches!(transfer.phase, Phase::Queued) {
+            return true;
+        }
+        let Some(peer) = state.peers.get(transfer.peer) else {
+            self.finish_transfer(state, id, Err(FabricError::PeerGone));
+            return true;
+        };
+        let context = Operation::Transfer(id).to_context();
+        let bytes = transfer.buffer.as_mut_slice();
+        let (start, length) = (bytes.as_mut_ptr(), bytes.len());
+        let remote = (transfer.remote.offset, transfer.remote.key);
+        // SAFETY: the buffer is in the table, does not move in memory, and is neither touched nor taken out before the
+        // completion with this context (`Phase::Posted`), or before the port is closed.
+        let outcome = unsafe {
+            match transfer.direction {
+                Direction::Read => self.port.read(start, length, peer.destination, remote, context),
+                Direction::Write => self.port.write(start, length, peer.destination, remote, context),
+            }
+        };
+        match outcome {
+            Ok(()) => transfer.phase = Phase::Posted,
+            Err(AGAIN) => return false,
+            Err(error) => {
+                let failure = crate::raw::failed(error, "transfer");
+                self.finish_transfer(state, id, Err(failure));
+            }
+        }
+        true
+    }
+
+    /// libfabric is done with a transfer, or never had it.
+    pub(crate) fn finish_transfer(&self, state: &mut State, id: TransferId, result: Result<(), FabricError>) {
+        let Some(transfer) = state.transfers.get_mut(id) else { return };
+        if matches!(transfer.phase, Phase::Done(_)) {
+            return;
+        }
+        let (peer, waker, abandoned) = (transfer.peer, transfer.waker.take(), transfer.abandoned);
+        if result.is_ok() {
+            state.counters.transfers_done += 1;
+        } else {
+            state.counters.transfers_failed += 1;
+        }
+        let peer_is_there =
+            state.peers.get_mut(peer).map(|peer| peer.transfers = peer.transfers.saturating_sub(1));
+        // Once the peer was given up, the outcome is that: what libfabric says of a closed connection is no news.
+        transfer.phase =
+            Phase::Done(if peer_is_there.is_some() { result } else { Err(FabricError::PeerGone) });
+        if abandoned {
+            state.transfers.remove(id);
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// libfabric reports that a transfer failed.
+    pub(crate) fn fail_transfer(&self, state: &mut State, id: TransferId, error: i32) {
+        let refused = [fi::FI_EACCES, fi::FI_EINVAL, fi::FI_EKEYREJECTED, fi::FI_EREMOTEIO, fi::FI_EPERM];
+        let refused = refused.map(|code| code as i32).contains(&error) || error == fi::FI_ENOKEY as i32;
+        let Some(transfer) = state.transfers.get_mut(id) else { return };
+        let peer = transfer.peer;
+        tracing::debug!(error = %crate::raw::describe(error), peer = peer.0, "a transfer failed");
+        if refused {
+            self.finish_transfer(state, id, Err(FabricError::NotExposed));
+        } else {
+            self.finish_transfer(state, id, Err(FabricError::PeerGone));
+            self.close_peer(state, peer, false, true);
+        }
+    }
+}
+
+fn gather(mut place: &mut [u8], parts: &[&[u8]]) {
+    for part in parts {
+        let (here, rest) = place.split_at_mut(part.len());
+        here.copy_from_slice(part);
+        place = rest;
+    }
+}
