@@ -1,7 +1,7 @@
 //! Sizes as people write them: `4GiB`, `512M`, `1048576`.
 
-/// Parses a number of bytes with an optional unit. Units of 1024: `K M G T P`, each with or without `iB`; of 1000:
-/// `KB MB GB TB PB`. Case does not matter. A fraction is allowed with a unit (`1.5G`).
+/// Parses a number of bytes with an optional unit. Units of 1024: `K M G T P E`, each with or without `iB`; of 1000:
+/// `KB MB … EB`. Case does not matter. A fraction is allowed with a unit (`1.5G`).
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = |why: &str| format!("{text:?} is no size: {why}; write for example 512MiB, 4G or 1048576");
     let trimmed = text.trim();
@@ -11,7 +11,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let multiplier: u64 = match unit.as_str() {
         "" | "b" => 1,
         _ => {
-            let prefix = unit.chars().next().and_then(|prefix| "kmgtp".find(prefix));
+            let prefix = unit.chars().next().and_then(|prefix| "kmgtpe".find(prefix));
             let power = prefix.ok_or_else(|| wrong("unknown unit"))? as u32 + 1;
             match &unit[1..] {
                 "" | "ib" => 1024u64.pow(power),
@@ -64,11 +64,12 @@ mod tests {
             ("1.5k", 1536),
             ("2GB", 2_000_000_000),
             ("16P", 16 << 50),
+            ("15E", 15 << 60),
             ("7b", 7),
         ] {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "1.5", "-1", "4X", "4GiBB", "1e3", "99999999P", "1..5G", "½G", "4€"] {
+        for text in ["", "G", "1.5", "-1", "4X", "4GiBB", "1e3", "99999999P", "16E", "1..5G", "½G", "4€"] {
             assert!(parse_size(text).is_err(), "{text:?} was taken");
         }
     }
