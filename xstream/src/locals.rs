@@ -24,4 +24,10 @@ impl Locals {
     pub fn get<T: 'static>(&self) -> Option<Rc<T>> {
         self.0.borrow().get(&TypeId::of::<T>()).cloned()?.downcast().ok()
     }
+
+    /// Drops all of them: the end of an xstream, for worlds that end before their process does.
+    pub fn clear(&self) {
+        let values = std::mem::take(&mut *self.0.borrow_mut());
+        drop(values);
+    }
 }
