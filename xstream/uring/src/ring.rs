@@ -1,0 +1,387 @@
+//! The io_uring of one xstream: media operations, and the descriptors that wake a parked core.
+//!
+//! # Invariants
+//!
+//! * Memory that the kernel may touch (buffers, paths) and descriptors that it uses belong to the operation's slot, and
+//!   the slot lives until the completion has been seen, whatever became of the future. The ring's drop waits for all.
+//! * A busy core learns of completions by reading the completion queue: no system call. The eventfd is signalled only
+//!   while the core has announced that it parks.
+//! * Submissions are gathered and enter the kernel once per progress round; an operation that finds nothing in flight
+//!   enters at once, so that a lone write never waits for a round to end.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    ffi::CString,
+    future::Future,
+    io,
+    os::fd::{OwnedFd, RawFd},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use daos_xstream::IoBuffer;
+use io_uring::{IoUring, opcode, squeue, types};
+use slab::Slab;
+
+/// Marks the user data of a poll on a descriptor; the rest is its index.
+const DESCRIPTOR: u64 = 1 << 63;
+
+/// What an operation keeps alive while the kernel works on it, and gives back at its end.
+#[derive(Default)]
+pub(crate) struct Held {
+    pub(crate) buffer: Option<IoBuffer>,
+    #[expect(dead_code, reason = "held for the kernel, which reads it")]
+    pub(crate) paths: [Option<CString>; 2],
+    #[expect(dead_code, reason = "held so that the descriptor stays open")]
+    pub(crate) file: Option<Rc<OwnedFd>>,
+}
+
+/// A transfer between a buffer and a file: the only operation that the kernel may do in part.
+#[derive(Clone, Copy)]
+pub(crate) struct Transfer {
+    pub(crate) write: bool,
+    pub(crate) durable: bool,
+    pub(crate) file: RawFd,
+    pub(crate) offset: u64,
+    address: *mut u8,
+    length: u32,
+    done: u32,
+}
+
+impl Transfer {
+    /// The whole of `buffer`, to or from `offset`.
+    pub(crate) fn new(write: bool, durable: bool, file: RawFd, offset: u64, buffer: &mut IoBuffer) -> Self {
+        let bytes = buffer.as_mut_slice();
+        let length = u32::try_from(bytes.len()).expect("an I/O buffer of less than 4 GiB");
+        Self { write, durable, file, offset, address: bytes.as_mut_ptr(), length, done: 0 }
+    }
+
+    fn entry(&self) -> squeue::Entry {
+        let file = types::Fd(self.file);
+        // SAFETY: `done <= length`, and `address` starts `length` bytes of the buffer that the slot holds.
+        let address = unsafe { self.address.add(self.done as usize) };
+        let (length, offset) = (self.length - self.done, self.offset + u64::from(self.done));
+        if self.write {
+            let flags = if self.durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Write::new(file, address, length).offset(offset).rw_flags(flags).build()
+        } else {
+            opcode::Read::new(file, address, length).offset(offset).build()
+        }
+    }
+}
+
+enum State {
+    Waiting(Option<Waker>),
+    Done(i32),
+    /// Nobody waits for the end any more.
+    Abandoned,
+}
+
+struct Operation {
+    state: State,
+    held: Held,
+    transfer: Option<Transfer>,
+}
+
+/// What has happened on the ring since the xstream started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingCounters {
+    /// Operations handed in.
+    pub operations: u64,
+    /// Times the kernel was entered to submit.
+    pub submissions: u64,
+}
+
+struct Watched {
+    descriptor: RawFd,
+    armed: bool,
+}
+
+pub(crate) struct Ring {
+    uring: RefCell<IoUring>,
+    operations: RefCell<Slab<Operation>>,
+    /// Entries that wait for a round to end, or for room.
+    queued: RefCell<VecDeque<squeue::Entry>>,
+    watched: RefCell<Vec<Watched>>,
+    /// Operations that the kernel has and has not completed.
+    in_flight: Cell<u32>,
+    in_flight_max: u32,
+    counters: Cell<RingCounters>,
+}
+
+impl Ring {
+    /// A ring that signals `doorbell` while it is told to.
+    pub(crate) fn new(depth: u32, doorbell: RawFd, watch: &[RawFd]) -> io::Result<Self> {
+        let depth = depth.clamp(8, 4096).next_power_of_two();
+        let in_flight_max = depth * 4;
+        // Room for a completion of every operation and every descriptor: the queue cannot overflow.
+        let completions = (in_flight_max + watch.len() as u32).next_power_of_two();
+        let uring = IoUring::builder().setup_cqsize(completions).setup_clamp().build(depth)?;
+        uring.submitter().register_eventfd(doorbell)?;
+        let ring = Self {
+            uring: RefCell::new(uring),
+            operations: RefCell::default(),
+            queued: RefCell::default(),
+            watched: RefCell::new(
+                watch.iter().map(|&descriptor| Watched { descriptor, armed: false }).collect(),
+            ),
+            in_flight: Cell::new(0),
+            in_flight_max,
+            counters: Cell::default(),
+        };
+        ring.uring.borrow_mut().completion().disable_eventfd();
+        Ok(ring)
+    }
+
+    pub(crate) fn counters(&self) -> RingCounters {
+        self.counters.get()
+    }
+
+    /// Whether nothing is queued or in the kernel's hands.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.in_flight.get() == 0 && self.queued.borrow().is_empty()
+    }
+
+    /// Reads or writes the buffer of `held`.
+    pub(crate) fn transfer(self: &Rc<Self>, transfer: Transfer, held: Held) -> Completion {
+        self.start(transfer.entry(), held, Some(transfer))
+    }
+
+    /// Starts an operation. What `entry` points to must be owned by `held`, on the heap.
+    pub(crate) fn operate(self: &Rc<Self>, entry: squeue::Entry, held: Held) -> Completion {
+        self.start(entry, held, None)
+    }
+
+    fn start(self: &Rc<Self>, entry: squeue::Entry, held: Held, transfer: Option<Transfer>) -> Completion {
+        let operation = Operation { state: State::Waiting(None), held, transfer };
+        let key = self.operations.borrow_mut().insert(operation);
+        self.count(|counters| counters.operations += 1);
+        let alone = self.is_idle();
+        self.queued.borrow_mut().push_back(entry.user_data(key as u64));
+        if alone {
+            self.submit();
+        }
+        Completion { ring: self.clone(), key: Some(key) }
+    }
+
+    /// Enters the kernel if there is something to submit.
+    pub(crate) fn submit(&self) {
+        let mut queued = self.queued.borrow_mut();
+        if queued.is_empty() {
+            return;
+        }
+        let mut uring = self.uring.borrow_mut();
+        loop {
+            let mut pushed = 0;
+            {
+                let mut submission = uring.submission();
+                while self.in_flight.get() + pushed < self.in_flight_max
+                    && let Some(entry) = queued.front()
+                {
+                    // SAFETY: the slot named by the entry's user data owns all that the entry points to, and stays until
+                    // the completion is reaped.
+                    if unsafe { submission.push(entry) }.is_err() {
+                        break;
+                    }
+                    queued.pop_front();
+                    pushed += 1;
+                }
+            }
+            self.in_flight.set(self.in_flight.get() + pushed);
+            self.enter(&uring);
+            if pushed == 0 || queued.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn enter(&self, uring: &IoUring) {
+        self.count(|counters| counters.submissions += 1);
+        match uring.submit() {
+            Ok(_) => {}
+            // The kernel is short of memory or of completion slots for now: what is left in the queue goes with the
+            // next submission.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {}
+            Err(error) => panic!("io_uring does not take submissions any more: {error}"),
+        }
+    }
+
+    /// Takes what has completed, without a system call. Returns how many operations ended.
+    pub(crate) fn reap(&self) -> usize {
+        let mut ended = 0;
+        loop {
+            let completion = self.uring.borrow_mut().completion().next();
+            let Some(completion) = completion else { return ended };
+            let user_data = completion.user_data();
+            if user_data & DESCRIPTOR != 0 {
+                self.watched.borrow_mut()[(user_data & !DESCRIPTOR) as usize].armed = false;
+            } else {
+                self.in_flight.set(self.in_flight.get() - 1);
+                self.complete(user_data as usize, completion.result());
+            }
+            ended += 1;
+        }
+    }
+
+    fn complete(&self, key: usize, result: i32) {
+        let mut operations = self.operations.borrow_mut();
+        let operation = &mut operations[key];
+        let result = match continued(operation.transfer.as_mut(), result) {
+            Progress::Again(entry) => {
+                self.queued.borrow_mut().push_back(entry.user_data(key as u64));
+                return;
+            }
+            Progress::Ended(result) => result,
+        };
+        match std::mem::replace(&mut operation.state, State::Done(result)) {
+            State::Waiting(waker) => {
+                drop(operations);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            State::Abandoned => {
+                let ended = operations.remove(key);
+                drop(operations);
+                drop(ended);
+            }
+            State::Done(_) => unreachable!("an operation completes once"),
+        }
+    }
+
+    /// From now on a completion, or a watched descriptor that is or becomes readable, signals the doorbell. The caller
+    /// looks at everything once more before it waits.
+    pub(crate) fn prepare_to_park(&self) {
+        self.submit();
+        let mut uring = self.uring.borrow_mut();
+        uring.completion().enable_eventfd();
+        let mut armed = 0;
+        for (index, watched) in self.watched.borrow_mut().iter_mut().enumerate().filter(|(_, w)| !w.armed) {
+            // One shot, and armed anew for every park: arming looks at the level, so that a descriptor which stayed
+            // readable since the last time is not missed.
+            let entry = opcode::PollAdd::new(types::Fd(watched.descriptor), libc::POLLIN as u32)
+                .build()
+                .user_data(DESCRIPTOR | index as u64);
+            // SAFETY: a poll points to no memory; the descriptor outlives the ring's use of it (`Park::descriptors`).
+            if unsafe { uring.submission().push(&entry) }.is_err() {
+                self.enter(&uring);
+                // SAFETY: as above.
+                unsafe { uring.submission().push(&entry) }.expect("room after a submission");
+            }
+            watched.armed = true;
+            armed += 1;
+        }
+        if armed > 0 {
+            self.enter(&uring);
+        }
+    }
+
+    /// The core is awake: completions are polled for again.
+    pub(crate) fn unpark(&self) {
+        self.uring.borrow_mut().completion().disable_eventfd();
+    }
+
+    /// Waits, blocking, until the kernel has given everything back.
+    pub(crate) fn drain(&self) {
+        self.reap();
+        while !self.is_idle() {
+            self.submit();
+            if self.in_flight.get() > 0 {
+                match self.uring.borrow().submitter().submit_and_wait(1) {
+                    Err(error) if error.raw_os_error() != Some(libc::EINTR) => {
+                        panic!("io_uring does not give completions any more: {error}")
+                    }
+                    _ => {}
+                }
+            }
+            self.reap();
+        }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut RingCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.drain();
+    }
+}
+
+enum Progress {
+    Again(squeue::Entry),
+    Ended(i32),
+}
+
+/// Whether an operation that the kernel answered with `result` is over.
+fn continued(transfer: Option<&mut Transfer>, result: i32) -> Progress {
+    let Some(transfer) = transfer else { return Progress::Ended(result) };
+    match result {
+        // Nothing moved, and the kernel says that it would work now or later.
+        code if code == -libc::EAGAIN || code == -libc::EINTR => Progress::Again(transfer.entry()),
+        code if code < 0 => Progress::Ended(code),
+        // The end of the file lies inside the transfer (a file that somebody cut), or the device takes no more.
+        0 if transfer.length > transfer.done => {
+            Progress::Ended(if transfer.write { -libc::ENOSPC } else { -libc::EIO })
+        }
+        moved => {
+            transfer.done += moved as u32;
+            if transfer.done < transfer.length {
+                Progress::Again(transfer.entry())
+            } else {
+                Progress::Ended(0)
+            }
+        }
+    }
+}
+
+/// The end of an operation. Dropping it leaves the operation going on.
+pub(crate) struct Completion {
+    ring: Rc<Ring>,
+    key: Option<usize>,
+}
+
+impl Future for Completion {
+    type Output = (Held, Result<i32, i32>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let key = self.key.expect("polled after its end");
+        let mut operations = self.ring.operations.borrow_mut();
+        match &mut operations[key].state {
+            State::Done(result) => {
+                let result = if *result < 0 { Err(-*result) } else { Ok(*result) };
+                let held = operations.remove(key).held;
+                drop(operations);
+                self.key = None;
+                Poll::Ready((held, result))
+            }
+            State::Waiting(waker) => {
+                match waker {
+                    Some(waker) => waker.clone_from(context.waker()),
+                    None => *waker = Some(context.waker().clone()),
+                }
+                Poll::Pending
+            }
+            State::Abandoned => unreachable!("only a dropped future abandons its operation"),
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let mut operations = self.ring.operations.borrow_mut();
+        if matches!(operations[key].state, State::Done(_)) {
+            let ended = operations.remove(key);
+            drop(operations);
+            drop(ended);
+        } else {
+            operations[key].state = State::Abandoned;
+        }
+    }
+}
