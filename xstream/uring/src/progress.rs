@@ -50,6 +50,7 @@ pub(crate) struct Progress<F: Park + Fabric> {
     core: Rc<Core>,
     idle_budget: Duration,
     stopped: Cell<bool>,
+    receiving: Cell<bool>,
     /// Notified by rounds once the main futures of all xstreams have ended.
     pub(crate) ended: Notify,
 }
@@ -57,7 +58,19 @@ pub(crate) struct Progress<F: Park + Fabric> {
 impl<F: Park + Fabric> Progress<F> {
     pub(crate) fn new(env: UringEnv<F>, idle_budget: Duration) -> Self {
         let core = env.core_state().clone();
-        Self { env, core, idle_budget, stopped: Cell::new(false), ended: Notify::default() }
+        Self {
+            env,
+            core,
+            idle_budget,
+            stopped: Cell::new(false),
+            receiving: Cell::new(false),
+            ended: Notify::default(),
+        }
+    }
+
+    /// From now on work of other cores is taken.
+    pub(crate) fn main_has_begun(&self) {
+        self.receiving.set(true);
     }
 
     /// Lets the spinner and the pacer end.
@@ -71,7 +84,10 @@ impl<F: Park + Fabric> Progress<F> {
     fn round(&self) -> usize {
         let fail_stop = FailStop("progress");
         let core = &self.core;
-        let mut happened = core.ring.reap() + self.env.uring_mailbox().receive(&self.env);
+        let mut happened = core.ring.reap();
+        if self.receiving.get() {
+            happened += self.env.uring_mailbox().receive(&self.env);
+        }
         happened += core.poll_sources();
         happened += core.timers.fire(core.last_round.get());
         happened += self.env.uring_mailbox().refill();

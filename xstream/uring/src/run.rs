@@ -9,13 +9,15 @@
 use std::{
     cell::RefCell,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     io,
+    pin::pin,
     rc::Rc,
     sync::{
         Arc, Barrier,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     thread,
     time::Duration,
 };
@@ -234,8 +236,16 @@ where
     let ended = Rc::new(Notify::default());
     let main = {
         let (result, ended, main) = (result.clone(), ended.clone(), main(env.clone()));
+        let progress = progress.clone();
         async move {
-            *result.borrow_mut() = Some(main.await);
+            let mut main = pin!(main);
+            // What the main future sets up before it waits first is there for the first work of other cores.
+            let first = poll_fn(|context| Poll::Ready(main.as_mut().poll(context))).await;
+            progress.main_has_begun();
+            *result.borrow_mut() = Some(match first {
+                Poll::Ready(value) => value,
+                Poll::Pending => main.await,
+            });
             ended.notify();
         }
     };
