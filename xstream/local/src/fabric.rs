@@ -276,7 +276,7 @@ impl Inner {
 
     fn poll_ring(&self, peer: &Rc<Peer>, limit: usize, buffer: &mut [u64], sink: &mut impl Sink) -> usize {
         for received in 0..limit {
-            match peer.pop(buffer) {
+            match peer.pop(buffer.as_mut_bytes()) {
                 Ok(Some(popped)) => {
                     peer.note_message();
                     let rung = peer.ring(popped.doorbell);

@@ -104,7 +104,7 @@ impl Peer {
 
     /// Copies the next message to `out`.
     #[inline]
-    pub fn pop(&self, out: &mut [u64]) -> Result<Option<Popped>, Lie> {
+    pub fn pop(&self, out: &mut [u8]) -> Result<Option<Popped>, Lie> {
         self.incoming.borrow_mut().pop(self.inbound(), out)
     }
 

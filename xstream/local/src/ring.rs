@@ -181,7 +181,7 @@ pub(crate) struct Popped {
 impl Consumer {
     /// Copies the next message to the start of `out`, if there is one. `out` bounds the length of a message.
     #[inline]
-    pub fn pop(&mut self, ring: RingView<'_>, out: &mut [u64]) -> Result<Option<Popped>, Lie> {
+    pub fn pop(&mut self, ring: RingView<'_>, out: &mut [u8]) -> Result<Option<Popped>, Lie> {
         if self.head == self.tail_seen {
             if self.frozen {
                 return Ok(None);
@@ -203,7 +203,7 @@ impl Consumer {
         Ok(())
     }
 
-    fn take(&mut self, ring: RingView<'_>, out: &mut [u64]) -> Result<Popped, Lie> {
+    fn take(&mut self, ring: RingView<'_>, out: &mut [u8]) -> Result<Popped, Lie> {
         let start = (self.head / WORD_BYTES as u64) as usize;
         let header = ring.words[start & (ring.words.len() - 1)].load(Ordering::Relaxed);
         let length = (header & u64::from(u32::MAX)) as usize;
@@ -214,7 +214,7 @@ impl Consumer {
         if record > self.tail_seen - self.head {
             return Err(Lie::Length);
         }
-        let Some(out) = out.get_mut(..length.div_ceil(WORD_BYTES)) else {
+        let Some(out) = out.get_mut(..length) else {
             return Err(Lie::Length);
         };
         load_ring(ring.words, start + 1, out);

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use proptest::prelude::*;
-use zerocopy::IntoBytes;
 
 use crate::{
     atomic::{AtomicU64, Ordering},
@@ -33,9 +32,9 @@ fn limit() -> usize {
 }
 
 fn pop(consumer: &mut Consumer, shared: &Shared) -> Result<Option<(Vec<u8>, bool)>, Lie> {
-    let mut out = vec![0u64; limit().div_ceil(8)];
+    let mut out = vec![0u8; limit()];
     let popped = consumer.pop(shared.view(), &mut out)?;
-    Ok(popped.map(|Popped { length, doorbell }| (out.as_bytes()[..length].to_vec(), doorbell.0)))
+    Ok(popped.map(|Popped { length, doorbell }| (out[..length].to_vec(), doorbell.0)))
 }
 
 proptest! {

@@ -6,6 +6,16 @@
 
 mod atomic {
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+
+    pub(crate) fn load_many(from: &[AtomicU64], to: &mut [u8]) {
+        for (to, from) in to.chunks_mut(8).zip(from) {
+            to.copy_from_slice(&from.load(Ordering::Relaxed).to_le_bytes()[..to.len()]);
+        }
+    }
+
+    pub(crate) fn store_many(to: &[AtomicU64], from: &[[u8; 8]]) {
+        to.iter().zip(from).for_each(|(to, from)| to.store(u64::from_le_bytes(*from), Ordering::Relaxed));
+    }
 }
 #[path = "../src/ring.rs"]
 mod ring;
@@ -62,13 +72,13 @@ impl Shared {
 }
 
 fn receive(shared: &Shared, consumer: &mut Consumer) -> u64 {
-    let mut out = [0u64; 1];
+    let mut out = [0u8; 8];
     loop {
         match consumer.pop(shared.view(), &mut out) {
             Ok(Some(popped)) => {
                 assert_eq!(popped.length, 8);
                 shared.ring(1, popped.doorbell);
-                return out[0];
+                return u64::from_le_bytes(out);
             }
             Ok(None) => {
                 // Sleeps at once: the protocol gets no help from polling.
@@ -118,10 +128,10 @@ fn a_producer_without_room_is_woken() {
         let theirs = shared.clone();
         let consumer = thread::spawn(move || {
             let mut consumer = Consumer::default();
-            let mut out = [0u64; 1];
+            let mut out = [0u8; 8];
             for number in 0..2u64 {
                 let popped = consumer.pop(theirs.view(), &mut out).unwrap().expect("published before");
-                assert_eq!(out[0], number);
+                assert_eq!(u64::from_le_bytes(out), number);
                 theirs.ring(1, popped.doorbell);
             }
         });

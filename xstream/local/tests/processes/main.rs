@@ -1,0 +1,254 @@
+//! An engine and many clients in processes of their own: some die, some freeze, some lie; the others must not notice, and
+//! the engine must end with what it began with.
+
+#![allow(clippy::disallowed_methods, reason = "tests of a real backend, with real processes and real time")]
+
+mod client;
+mod engine;
+
+use std::{
+    process::Child,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use client::Dice;
+use daos_xstream::{Fabric, FabricError, PeerId, Sink};
+use daos_xstream_local::{LocalFabric, LocalOptions, LocalServer};
+use engine::Engine;
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The tests measure their process: one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Not a test: the client processes run it.
+#[test]
+#[ignore = "a part for a client process"]
+fn client_process() {
+    client::play();
+}
+
+fn start(role: &str, engine: &Engine, seed: u64) -> Child {
+    client::start("client_process", role, &engine.path, seed)
+}
+
+/// What this process holds.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: usize,
+    mappings: usize,
+}
+
+fn holdings() -> Holdings {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    Holdings {
+        descriptors: std::fs::read_dir("/proc/self/fd").unwrap().count(),
+        mappings: maps.lines().filter(|line| line.contains("memfd:daos-local")).count(),
+    }
+}
+
+fn resident_kilobytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+fn expect_success(mut child: Child) {
+    assert!(child.wait().unwrap().success(), "an honest client saw an error");
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+#[test]
+fn five_hundred_clients_are_killed_under_load() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    let mut dice = Dice(20);
+    // The allocator's and the tables' own growth is not a leak.
+    kill_clients(&engine, 20, &mut dice);
+    let (before, resident) = (holdings(), resident_kilobytes());
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, seed)).collect();
+    kill_clients(&engine, 500, &mut dice);
+    honest.into_iter().for_each(expect_success);
+    let counters = engine.wait_until(|counters| counters.peers == 0);
+    assert!(counters.connected > 200, "most clients came far enough to be worth killing: {counters:?}");
+    assert_eq!(counters.liars, 0, "a dying client is no liar: {counters:?}");
+    assert_eq!(holdings(), before);
+    let grown = resident_kilobytes().saturating_sub(resident);
+    assert!(grown < 4096, "{grown} KiB more than before");
+    assert_eq!(engine.stop(), counters.connected, "each end is reported once");
+}
+
+/// Starts `count` clients, eight at a time, and kills each at a random moment.
+fn kill_clients(engine: &Engine, count: u64, dice: &mut Dice) {
+    let mut living: Vec<(Instant, Child)> = Vec::new();
+    let mut started = 0;
+    while started < count || !living.is_empty() {
+        while living.len() < 8 && started < count {
+            started += 1;
+            let life = Duration::from_micros(3000 + dice.below(40_000));
+            living.push((Instant::now() + life, start("victim", engine, 1000 + started)));
+        }
+        living.retain_mut(|(end, child)| {
+            let due = Instant::now() >= *end;
+            if due {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+            !due
+        });
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    engine.wait_until(|counters| counters.peers <= 2);
+}
+
+#[test]
+fn stopped_and_deaf_clients_hold_nobody_up() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    let before = holdings();
+    let mut bad: Vec<Child> = (0..4).map(|seed| start("victim", &engine, seed)).collect();
+    bad.extend((0..2).map(|seed| start("deaf", &engine, seed)));
+    std::thread::sleep(Duration::from_millis(300));
+    bad.iter().for_each(|child| signal(child, Signal::STOP));
+    let resident = resident_kilobytes();
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, 50 + seed)).collect();
+    honest.into_iter().for_each(expect_success);
+    assert!(resident_kilobytes() < resident + 3 * 20_000, "a stopped client costs at most its own memory");
+    for mut child in bad {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    engine.wait_until(|counters| counters.peers == 0);
+    assert_eq!(holdings(), before);
+    engine.stop();
+}
+
+#[test]
+fn clients_that_scribble_harm_only_themselves() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    let (before, resident) = (holdings(), resident_kilobytes());
+    let scribblers: Vec<Child> = (0..3).map(|seed| start("scribbler", &engine, 77 + seed)).collect();
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, seed)).collect();
+    honest.into_iter().for_each(expect_success);
+    scribblers.into_iter().for_each(expect_success);
+    let counters = engine.wait_until(|counters| counters.peers == 0);
+    assert!(counters.liars > 50, "the lies were found out: {counters:?}");
+    assert!(counters.not_exposed > 50, "the keys were checked: {counters:?}");
+    assert_eq!(holdings(), before);
+    let grown = resident_kilobytes().saturating_sub(resident);
+    assert!(grown < 8192, "{grown} KiB more than before: {counters:?}");
+    engine.stop();
+}
+
+struct Ends(Vec<PeerId>);
+
+impl Sink for Ends {
+    fn message(&mut self, _peer: PeerId, _bytes: &[u8]) {}
+
+    fn closed(&mut self, peer: PeerId) {
+        self.0.push(peer);
+    }
+}
+
+#[test]
+fn a_client_learns_at_once_that_its_engine_is_gone() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    let path = engine.path.clone();
+    let fabric = LocalFabric::client().unwrap();
+    let peer = client::connect(&fabric, &path).unwrap();
+    engine.stop();
+    let since = Instant::now();
+    let mut ends = Ends(Vec::new());
+    while ends.0.is_empty() {
+        engine::park(&fabric, Duration::from_millis(500));
+        fabric.poll(10, &mut ends);
+        assert!(since.elapsed() < Duration::from_secs(5));
+    }
+    assert_eq!(ends.0, [peer]);
+    assert_eq!(fabric.send(peer, &[b"anybody?"]), Err(FabricError::PeerGone));
+    assert!(matches!(client::connect(&fabric, &path), Err(FabricError::Unreachable(_))));
+    // The same place, a new engine, a new number.
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    assert_ne!(client::connect(&fabric, &path).unwrap(), peer);
+    engine.stop();
+}
+
+#[test]
+fn a_dead_engines_socket_is_replaced_and_a_live_ones_is_not() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    // A socket file without a process behind it, as SIGKILL leaves it.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let server = LocalServer::bind(&path, 1, LocalOptions::default()).unwrap();
+    let error = LocalServer::bind(&path, 1, LocalOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("another engine is running there"), "{error}");
+    drop(server);
+    assert!(!path.exists(), "an engine that ends removes its socket");
+    std::fs::write(&path, "precious").unwrap();
+    let error = LocalServer::bind(&path, 1, LocalOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("not a socket"), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn connections_that_say_nothing_or_nonsense_keep_nobody_out() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions::default());
+    let before = holdings();
+    let address = rustix::net::SocketAddrUnix::new(&engine.path).unwrap();
+    let dial = || {
+        let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::SEQPACKET);
+        let socket = rustix::net::socket(family, kind, None).unwrap();
+        rustix::net::connect(&socket, &address).unwrap();
+        socket
+    };
+    let fabric = LocalFabric::client().unwrap();
+    let mut open = Vec::new();
+    let mut dice = Dice(3);
+    for length in 0..300usize {
+        let socket = dial();
+        if length % 2 == 1 {
+            let nonsense: Vec<u8> = (0..length % 40).map(|_| dice.roll() as u8).collect();
+            let _ = rustix::net::send(&socket, &nonsense, rustix::net::SendFlags::NOSIGNAL);
+        }
+        open.push(socket);
+    }
+    let peer = client::connect(&fabric, &engine.path).unwrap();
+    let counters = engine.wait_until(|counters| counters.refused >= 236);
+    assert_eq!((counters.peers, counters.connected), (1, 1), "{counters:?}");
+    drop(open);
+    fabric.disconnect(peer);
+    drop(fabric);
+    // The engine sees the last silent connections end only when it looks.
+    engine.wait_until(|counters| counters.peers == 0 && counters.refused == 300);
+    assert_eq!(holdings(), before);
+    engine.stop();
+}
+
+#[test]
+fn an_engine_takes_no_more_clients_than_it_may() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Engine::start(folder.path(), LocalOptions { peers_max: 2, ..LocalOptions::default() });
+    let clients: Vec<LocalFabric> = (0..3).map(|_| LocalFabric::client().unwrap()).collect();
+    let first = client::connect(&clients[0], &engine.path).unwrap();
+    client::connect(&clients[1], &engine.path).unwrap();
+    let refused = client::connect(&clients[2], &engine.path).unwrap_err();
+    assert!(refused.to_string().contains("too many clients"), "{refused}");
+    assert_eq!(clients[0].credentials(first).unwrap().pid, std::process::id());
+    clients[0].disconnect(first);
+    engine.wait_until(|counters| counters.peers == 1);
+    client::connect(&clients[2], &engine.path).unwrap();
+    engine.stop();
+}
