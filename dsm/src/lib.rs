@@ -6,6 +6,7 @@
 //! # Parts
 //!
 //! * Sans-IO cores, usable without any world: [`pool_map`], [`epochs`], [`access`].
+//! * [`client`]: pools, containers and objects as callers see them.
 //! * [`rpc`]: what travels between the halves, parsed so that what exists is valid.
 //!
 //! # Invariants
@@ -20,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod client;
 pub mod epochs;
 pub mod pool_map;
 pub mod rpc;

@@ -33,6 +33,7 @@ mod fetched;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use encode::set_remote;
 pub use encode::{ReadRecord, UpdateRecord, encode_fetch, encode_punch, encode_query, encode_update};
 pub use enumerate::{
     Enumerate, EnumerateHeader, EnumerateKind, EnumerateReply, Enumerated, EnumeratedEntry, encode_enumerate,

@@ -104,6 +104,9 @@ statuses! {
     CORRUPT = 1012, "stored data is corrupt";
     /// The media or the engine has not been formatted. Nothing changed; format first.
     NOT_FORMATTED = 1013, "not formatted";
+    /// The engine has restarted and may have lost uncommitted writes of the handle. Nothing changed; discard the
+    /// uncommitted epochs and write them again.
+    INTERRUPTED = 1014, "uncommitted epochs were interrupted by a restart";
 }
 
 impl Status {

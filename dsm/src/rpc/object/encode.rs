@@ -166,6 +166,13 @@ pub fn encode_query(body: &mut Vec<u8>, object: ObjectId, epoch: Epoch, document
     encode(body, object, epoch, 0, dkey.unwrap_or_default(), parts, None, |_, _| {});
 }
 
+/// Puts another remote buffer into a body that was encoded with one.
+pub(crate) fn set_remote(body: &mut [u8], remote: RemoteBuffer) {
+    let place = std::mem::offset_of!(ObjectHeader, remote);
+    let remote = [remote.key, remote.offset, remote.length].map(U64::new);
+    body[place..place + size_of_val(&remote)].copy_from_slice(remote.as_bytes());
+}
+
 #[expect(clippy::too_many_arguments, reason = "the one place that lays out all parts of a body")]
 fn encode<'a, I: Iterator<Item = (RecordKind, &'a [u8], u64, u64)>>(
     body: &mut Vec<u8>,
