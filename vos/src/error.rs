@@ -1,0 +1,67 @@
+//! What can go wrong in the store.
+
+use daos_types::{Cookie, Epoch};
+use daos_umem::HeapError;
+
+/// Why the store did not do something. Unless a variant says otherwise nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no such container, or no such object where one must exist. A retry cannot help.
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    /// What was to be created is there. A retry cannot help.
+    #[error("that {0} exists already")]
+    Exists(&'static str),
+    /// The object, or the akey, holds another kind of data. A retry cannot help.
+    #[error("{0}")]
+    WrongType(&'static str),
+    /// An argument breaks a limit or contradicts itself. A retry cannot help.
+    #[error("invalid: {0}")]
+    Invalid(&'static str),
+    /// The epoch of the record is taken: by another cookie, or by other content of the same cookie where the caller
+    /// asked for [`crate::Conflict::Refuse`]. A retry cannot help.
+    #[error("epoch {} is taken by a change of cookie {:#x}", .epoch.0, .holder.0)]
+    EpochConflict {
+        /// Epoch of the change that was refused.
+        epoch: Epoch,
+        /// Who wrote the record that is there.
+        holder: Cookie,
+    },
+    /// The arena or the block tier is full. Discard, punch and aggregation give space back; then a retry helps.
+    #[error("no space left in the {0}")]
+    NoSpace(&'static str),
+    /// Stored bytes do not match their checksum, or the bytes given do not match theirs. The data is never returned.
+    /// A retry helps only after the data was restored from elsewhere.
+    #[error("checksum mismatch in {place} at {position:#x}")]
+    BadChecksum {
+        /// What was read: a value, a key, a chunk of an extent.
+        place: &'static str,
+        /// Arena offset, or byte position on the block tier, of what was read.
+        position: u64,
+    },
+    /// A structure on media is not what the format says. The target should be taken out of service.
+    #[error("corrupt {place} at {position:#x}")]
+    Corrupt {
+        /// Which structure.
+        place: &'static str,
+        /// Its arena offset.
+        position: u64,
+    },
+    /// The heap or its media failed; see there. For failed media what is durable is unknown.
+    #[error("{0}")]
+    Heap(String),
+}
+
+/// What an error of the heap means here.
+#[cold]
+pub(crate) fn from_heap(error: HeapError) -> Error {
+    match error {
+        HeapError::NoSpace(_) => Error::NoSpace("arena"),
+        HeapError::OutOfBounds { offset: position, .. }
+        | HeapError::Misaligned(position)
+        | HeapError::NotAllocated(position)
+        | HeapError::DamagedTable(position) => Error::Corrupt { place: "heap", position },
+        other => Error::Heap(other.to_string()),
+    }
+}

@@ -1,0 +1,84 @@
+//! Verification of a tree's invariants, for the scrubber, tools and tests.
+
+use daos_umem::Heap;
+
+use super::{
+    KeyClass, Probe, Root, Summary,
+    insert::{entries, sort, summarise},
+    node::{LEAF_CAPACITY, Node, read_tail},
+};
+use crate::Error;
+
+/// Checks every invariant of the tree with this root word; calls `visit` for each record in order of keys.
+pub(crate) fn check<C: KeyClass>(
+    heap: &Heap,
+    class: C,
+    root: u64,
+    visit: &mut dyn FnMut(u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    match Root::decode(root)? {
+        Root::Empty => Ok(()),
+        Root::Record(record) => visit(record),
+        Root::Node(node) => {
+            check_node(heap, class, &Node::read(heap, node)?, true, None, None, visit)?;
+            Ok(())
+        }
+    }
+}
+
+fn check_node<C: KeyClass>(
+    heap: &Heap,
+    class: C,
+    node: &Node<'_>,
+    is_root: bool,
+    low: Option<Probe<'_>>,
+    high: Option<Probe<'_>>,
+    visit: &mut dyn FnMut(u64) -> Result<(), Error>,
+) -> Result<Summary, Error> {
+    let wrong = |place| Error::Corrupt { place, position: node.offset };
+    if is_root && node.count() < 2 {
+        return Err(wrong("tree root with less than two records"));
+    }
+    if node.level() == 0 {
+        if !is_root && (node.capacity() != LEAF_CAPACITY || node.count() == 0) {
+            return Err(wrong("small leaf below an inner node"));
+        }
+        let (mut all, count) = entries(node)?;
+        sort(heap, class, &mut all[..count])?;
+        let mut before = low;
+        for (index, entry) in all[..count].iter().enumerate() {
+            let probe = class.probe(heap, entry.record)?;
+            if (probe.prefix, probe.fingerprint) != (entry.prefix, entry.fingerprint) {
+                return Err(wrong("leaf slot that is not its record's"));
+            }
+            // The first key may equal the separator; keys differ.
+            if before.is_some_and(|before| {
+                let order = before.compare(&probe);
+                order.is_gt() || (index > 0 && order.is_eq())
+            }) || high.is_some_and(|high| probe.compare(&high).is_ge())
+            {
+                return Err(wrong("leaf with a key out of order"));
+            }
+            before = Some(probe);
+            visit(entry.record)?;
+        }
+        return if C::SUMMARIES { summarise(heap, class, &all[..count]) } else { Ok(Summary::EMPTY) };
+    }
+    let (children, separators, tails) = (node.children()?, node.separators()?, node.tails::<C>()?);
+    let bound = |index: usize| -> Result<Option<Probe<'_>>, Error> {
+        let tail = tails.get(index).copied().unwrap_or(0);
+        let tail = if tail == 0 { &[][..] } else { read_tail(heap, tail)? };
+        Ok(Some(Probe { prefix: separators[index].get(), fingerprint: 0, tail }))
+    };
+    let mut whole = Summary::EMPTY;
+    for (index, &child) in children.iter().enumerate() {
+        let low = if index == 0 { low } else { bound(index)? };
+        let high = if index + 1 == children.len() { high } else { bound(index + 1)? };
+        let summary = check_node(heap, class, &node.child(child)?, false, low, high, visit)?;
+        if C::SUMMARIES && summary != node.summaries::<C>()?[index] {
+            return Err(wrong("inner node with a wrong summary"));
+        }
+        whole = whole.merge(summary);
+    }
+    Ok(whole)
+}

@@ -1,0 +1,277 @@
+//! Insertion.
+
+use std::cmp::Ordering;
+
+use daos_umem::{Heap, Transaction};
+
+use super::{
+    KeyClass, Path, Probe, Root, Summary, descend_with_path,
+    node::{
+        Child, Entry, INNER_CAPACITY, Inner, LEAF_CAPACITIES, LEAF_CAPACITY, Node, Prefix, Slot, create_leaf,
+        write_tail,
+    },
+};
+use crate::{Error, memory};
+
+/// Puts `record`, whose key is `probe`, into the tree whose root word lies at `root_place`. The key must not be there.
+pub(crate) fn insert<C: KeyClass>(
+    tx: &mut Transaction<'_>,
+    class: C,
+    root_place: u64,
+    probe: &Probe<'_>,
+    record: u64,
+) -> Result<(), Error> {
+    debug_assert!(record != 0 && record.is_multiple_of(8));
+    let root = Root::decode(*memory::read::<u64>(tx.heap(), root_place)?)?;
+    match root {
+        Root::Empty => memory::write(tx, root_place, &Root::Record(record).encode()),
+        Root::Record(other) => {
+            let other_probe = class.probe(tx.heap(), other)?;
+            let entries = [
+                Entry { prefix: other_probe.prefix, fingerprint: other_probe.fingerprint, record: other },
+                Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record },
+            ];
+            let leaf = create_leaf(tx, LEAF_CAPACITIES[0], &entries)?;
+            memory::write(tx, root_place, &Root::Node(leaf).encode())
+        }
+        Root::Node(node) => {
+            let (leaf, path) = descend_with_path::<C>(tx.heap(), node, probe)?;
+            let (offset, free) = (leaf.offset, leaf.used().trailing_ones() as usize);
+            if free < leaf.capacity() {
+                fill_slot(tx, offset, free, probe, record)?;
+            } else if leaf.capacity() < LEAF_CAPACITY {
+                grow(tx, root_place, offset, probe, record)?;
+            } else {
+                return split_leaf(tx, class, root_place, &path, offset, probe, record);
+            }
+            if C::SUMMARIES {
+                let summary = class.summary(tx.heap(), record)?;
+                widen::<C>(tx, &path, summary)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Adds `summary` to those of all nodes on the way to a leaf.
+fn widen<C: KeyClass>(tx: &mut Transaction<'_>, path: &Path, summary: Summary) -> Result<(), Error> {
+    for &(offset, index) in path.steps() {
+        let node = Node::read(tx.heap(), offset)?;
+        let old = node.summaries::<C>()?[index];
+        let place = node.summary_offset::<C>(index);
+        if old.merge(summary) != old {
+            memory::write(tx, place, &old.merge(summary))?;
+        }
+    }
+    Ok(())
+}
+
+fn fill_slot(
+    tx: &mut Transaction<'_>,
+    leaf: u64,
+    index: usize,
+    probe: &Probe<'_>,
+    record: u64,
+) -> Result<(), Error> {
+    let leaf = Node::read(tx.heap(), leaf)?;
+    let (slot, fingerprint, used_place) =
+        (leaf.slot_offset(index), leaf.fingerprint_offset(index), leaf.used_offset());
+    let used = leaf.used() | 1 << index;
+    memory::write(tx, slot, &Slot::new(probe.prefix, record))?;
+    memory::write(tx, fingerprint, &probe.fingerprint)?;
+    memory::write(tx, used_place, &used)
+}
+
+/// The entries of a leaf, in the order of its slots.
+pub(super) fn entries(leaf: &Node<'_>) -> Result<([Entry; LEAF_CAPACITY + 1], usize), Error> {
+    let mut entries = [Entry::default(); LEAF_CAPACITY + 1];
+    let (slots, fingerprints) = (leaf.slots()?, leaf.fingerprints()?);
+    let (mut used, mut count) = (leaf.used(), 0);
+    while used != 0 {
+        let index = used.trailing_zeros() as usize;
+        let slot = slots[index];
+        entries[count] =
+            Entry { prefix: slot.prefix(), fingerprint: fingerprints[index], record: slot.record };
+        count += 1;
+        used &= used - 1;
+    }
+    Ok((entries, count))
+}
+
+/// Replaces a root leaf by a larger one with one more record.
+fn grow(
+    tx: &mut Transaction<'_>,
+    root_place: u64,
+    leaf: u64,
+    probe: &Probe<'_>,
+    record: u64,
+) -> Result<(), Error> {
+    let (mut all, count) = entries(&Node::read(tx.heap(), leaf)?)?;
+    all[count] = Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record };
+    let capacity = LEAF_CAPACITIES.into_iter().find(|&capacity| capacity > count).unwrap_or(LEAF_CAPACITY);
+    let larger = create_leaf(tx, capacity, &all[..=count])?;
+    memory::free(tx, leaf)?;
+    memory::write(tx, root_place, &Root::Node(larger).encode())
+}
+
+/// Order of two entries; tails are read where prefixes are equal.
+pub(super) fn compare<C: KeyClass>(heap: &Heap, class: C, a: &Entry, b: &Entry) -> Result<Ordering, Error> {
+    match a.prefix.cmp(&b.prefix) {
+        Ordering::Equal if C::TAILS => Ok(class.tail(heap, a.record)?.cmp(class.tail(heap, b.record)?)),
+        order => Ok(order),
+    }
+}
+
+/// Sorts entries by key.
+pub(super) fn sort<C: KeyClass>(heap: &Heap, class: C, entries: &mut [Entry]) -> Result<(), Error> {
+    let mut failure = None;
+    entries.sort_unstable_by(|a, b| {
+        compare(heap, class, a, b).unwrap_or_else(|error| {
+            failure = Some(error);
+            Ordering::Equal
+        })
+    });
+    failure.map_or(Ok(()), Err)
+}
+
+fn split_leaf<C: KeyClass>(
+    tx: &mut Transaction<'_>,
+    class: C,
+    root_place: u64,
+    path: &Path,
+    leaf: u64,
+    probe: &Probe<'_>,
+    record: u64,
+) -> Result<(), Error> {
+    let heap = tx.heap();
+    let (mut all, count) = entries(&Node::read(heap, leaf)?)?;
+    all[count] = Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record };
+    sort(heap, class, &mut all)?;
+    // Records that arrive in order fill their leaves: only the newest moves on.
+    let appends = all[count].record == record && is_last(heap, path)?;
+    let middle = if appends { count } else { all.len() / 2 };
+    let (left, right) = all.split_at(middle);
+    let (separator, tail_bytes) = separate(heap, class, &left[middle - 1], &right[0])?;
+    let (mut left_summary, mut right_summary) = (Summary::EMPTY, Summary::EMPTY);
+    if C::SUMMARIES {
+        left_summary = summarise(heap, class, left)?;
+        right_summary = summarise(heap, class, right)?;
+    }
+    let tail_bytes = tail_bytes.map(<[u8]>::to_vec);
+    let tail = tail_bytes.map_or(Ok(0), |bytes| write_tail(tx, &bytes))?;
+    let new = create_leaf(tx, LEAF_CAPACITY, right)?;
+    keep_in_leaf(tx, leaf, left)?;
+    let child = Child { separator, tail, node: new, summary: right_summary };
+    add_child::<C>(tx, root_place, path, leaf, left_summary, child)
+}
+
+/// Whether the way leads to the last leaf of the tree.
+fn is_last(heap: &Heap, path: &Path) -> Result<bool, Error> {
+    for &(node, index) in path.steps() {
+        if index + 1 != Node::read(heap, node)?.count() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+pub(super) fn summarise<C: KeyClass>(heap: &Heap, class: C, entries: &[Entry]) -> Result<Summary, Error> {
+    entries.iter().try_fold(Summary::EMPTY, |all, entry| Ok(all.merge(class.summary(heap, entry.record)?)))
+}
+
+/// The shortest separator between two neighbours: a prefix, and the tail's bytes where that is not enough.
+fn separate<'h, C: KeyClass>(
+    heap: &'h Heap,
+    class: C,
+    left: &Entry,
+    right: &Entry,
+) -> Result<(Prefix, Option<&'h [u8]>), Error> {
+    if left.prefix != right.prefix {
+        return Ok((Prefix::new(right.prefix), None));
+    }
+    let duplicate = Error::Corrupt { place: "tree with a key twice", position: right.record };
+    if !C::TAILS {
+        return Err(duplicate);
+    }
+    // `left` < `right`, so `right` goes on where they part.
+    let (low, high) = (class.tail(heap, left.record)?, class.tail(heap, right.record)?);
+    let common = low.iter().zip(high).take_while(|(a, b)| a == b).count();
+    Ok((Prefix::new(right.prefix), Some(high.get(..=common).ok_or(duplicate)?)))
+}
+
+/// Makes a full leaf hold exactly `entries`, of which all but one may be in it already.
+fn keep_in_leaf(tx: &mut Transaction<'_>, leaf: u64, entries: &[Entry]) -> Result<(), Error> {
+    let node = Node::read(tx.heap(), leaf)?;
+    let slots = node.slots()?;
+    let mut used = 0u64;
+    let mut newcomer = None;
+    for entry in entries {
+        match slots.iter().position(|slot| slot.record == entry.record) {
+            Some(index) => used |= 1 << index,
+            None => newcomer = Some(*entry),
+        }
+    }
+    let used_place = node.used_offset();
+    let free = used.trailing_ones() as usize;
+    let (slot, fingerprint) = (node.slot_offset(free), node.fingerprint_offset(free));
+    if let Some(entry) = newcomer {
+        memory::write(tx, slot, &Slot::new(entry.prefix, entry.record))?;
+        memory::write(tx, fingerprint, &entry.fingerprint)?;
+        used |= 1 << free;
+    }
+    memory::write(tx, used_place, &used)
+}
+
+/// Adds `child`, split off from `left` (the end of `path`), to the tree.
+fn add_child<C: KeyClass>(
+    tx: &mut Transaction<'_>,
+    root_place: u64,
+    path: &Path,
+    left: u64,
+    left_summary: Summary,
+    child: Child,
+) -> Result<(), Error> {
+    let (mut left, mut left_summary, mut child) = (left, left_summary, child);
+    let mut level = 0;
+    for &(offset, index) in path.steps().iter().rev() {
+        let node = Node::read(tx.heap(), offset)?;
+        let mut inner = Inner::load::<C>(&node)?;
+        inner.summaries[index] = left_summary;
+        inner.insert(index + 1, child);
+        level = inner.level;
+        if inner.count <= INNER_CAPACITY {
+            let summary = inner.summary();
+            inner.store::<C>(tx, offset)?;
+            if C::SUMMARIES {
+                let above = path.steps().iter().position(|step| step.0 == offset).unwrap_or(0);
+                for &(place, index) in path.steps()[..above].iter().rev() {
+                    let node = Node::read(tx.heap(), place)?;
+                    let old = node.summaries::<C>()?[index];
+                    let summary_place = node.summary_offset::<C>(index);
+                    memory::write(tx, summary_place, &old.merge(summary))?;
+                }
+            }
+            return Ok(());
+        }
+        // Nodes that fill in order are left nearly full.
+        let middle = if index + 2 == inner.count { inner.count - 2 } else { inner.count / 2 };
+        let mut right = Inner::new(inner.level);
+        for from in middle..inner.count {
+            right.insert(from - middle, inner.child(from));
+        }
+        inner.count = middle;
+        // The separator before the right half moves up; within the half nobody looks at it.
+        let first = right.child(0);
+        right.set(0, Child { separator: Prefix::default(), tail: 0, ..first });
+        inner.store::<C>(tx, offset)?;
+        let node = right.create::<C>(tx)?;
+        left_summary = inner.summary();
+        left = offset;
+        child = Child { separator: first.separator, tail: first.tail, node, summary: right.summary() };
+    }
+    let mut root = Inner::new(level + 1);
+    root.insert(0, Child { separator: Prefix::default(), tail: 0, node: left, summary: left_summary });
+    root.insert(1, child);
+    let node = root.create::<C>(tx)?;
+    memory::write(tx, root_place, &Root::Node(node).encode())
+}
