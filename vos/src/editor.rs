@@ -4,7 +4,9 @@ use daos_types::{Cookie, Epoch};
 use daos_umem::{Heap, Transaction};
 
 use crate::{
-    Error, groups, memory,
+    Error, StoredExtent,
+    blocks::Reservation,
+    groups, memory,
     records::{ContainerRecord, Counts, KeyRecord},
 };
 
@@ -31,11 +33,23 @@ pub(crate) struct Editor<'t, 'h> {
     data_bytes: i64,
     /// Extents of the block tier that the transaction gives back: (position, bytes).
     pub freed_blocks: Vec<(u64, u64)>,
+    /// Extents of the block tier that the transaction publishes.
+    pub published: Vec<Reservation>,
 }
 
 impl<'t, 'h> Editor<'t, 'h> {
     pub fn new(tx: &'t mut Transaction<'h>, container: u64, seed: u64, cache: &'t mut Cache) -> Self {
-        Self { tx, container, seed, cache, objects: 0, records: 0, data_bytes: 0, freed_blocks: Vec::new() }
+        Self {
+            tx,
+            container,
+            seed,
+            cache,
+            objects: 0,
+            records: 0,
+            data_bytes: 0,
+            freed_blocks: Vec::new(),
+            published: Vec::new(),
+        }
     }
 
     pub fn heap(&self) -> &Heap {
@@ -69,6 +83,15 @@ impl<'t, 'h> Editor<'t, 'h> {
     /// Notes a change in the group of its epoch and cookie.
     pub fn note(&mut self, epoch: Epoch, cookie: Cookie, entry: &[u64]) -> Result<(), Error> {
         groups::append(self, epoch, cookie, entry)
+    }
+
+    /// Notes that a record of this transaction names bytes on the block tier.
+    pub fn publish(&mut self, stored: &StoredExtent) -> Result<(), Error> {
+        if stored.is_published() || self.published.iter().any(|other| other.is(&stored.reservation)) {
+            return Err(Error::Invalid("stored bytes can be named by one record only"));
+        }
+        self.published.push(stored.reservation.clone());
+        Ok(())
     }
 
     /// Writes the counts; the last step of a transaction.

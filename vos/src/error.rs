@@ -31,6 +31,12 @@ pub enum Error {
     /// The arena or the block tier is full. Discard, punch and aggregation give space back; then a retry helps.
     #[error("no space left in the {0}")]
     NoSpace(&'static str),
+    /// The log is full for the moment. Retry after [`crate::Pool::log_space`].
+    #[error("the log is full for the moment")]
+    LogFull,
+    /// The pool's media failed, or it was closed: it can be read only. A retry cannot help.
+    #[error("the pool is read-only")]
+    ReadOnly,
     /// Stored bytes do not match their checksum, or the bytes given do not match theirs. The data is never returned.
     /// A retry helps only after the data was restored from elsewhere.
     #[error("checksum mismatch in {place} at {position:#x}")]
@@ -48,6 +54,14 @@ pub enum Error {
         /// Its arena offset.
         position: u64,
     },
+    /// The pool was written by another version of this software. Upgrade it first.
+    #[error("the pool has format version {found}, this software knows {known}")]
+    UnknownFormat {
+        /// The version found.
+        found: u64,
+        /// The version known.
+        known: u64,
+    },
     /// The heap or its media failed; see there. For failed media what is durable is unknown.
     #[error("{0}")]
     Heap(String),
@@ -62,6 +76,14 @@ pub(crate) fn from_heap(error: HeapError) -> Error {
         | HeapError::Misaligned(position)
         | HeapError::NotAllocated(position)
         | HeapError::DamagedTable(position) => Error::Corrupt { place: "heap", position },
+        HeapError::LogFull => Error::LogFull,
+        HeapError::ReadOnly => Error::ReadOnly,
         other => Error::Heap(other.to_string()),
     }
+}
+
+/// What an error of the store means here.
+#[cold]
+pub(crate) fn from_store(error: HeapError) -> Error {
+    from_heap(error)
 }

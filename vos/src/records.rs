@@ -308,7 +308,8 @@ stamped!(Version, Extent, PunchRecord);
 /// The parts of an object ID.
 pub(crate) fn object_id(object: &ObjectRecord, position: u64) -> Result<ObjectId, Error> {
     let low = u64::from_be_bytes(object.low);
-    ObjectId::from_parts(object.high, object.middle, low).map_err(|_| Error::Corrupt { place: "object ID", position })
+    ObjectId::from_parts(object.high, object.middle, low)
+        .map_err(|_| Error::Corrupt { place: "object ID", position })
 }
 
 /// Trees of key records.

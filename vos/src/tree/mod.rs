@@ -84,7 +84,14 @@ impl Probe<'_> {
 /// What a tree may know about all records below a node, so that a search can pass it by. For extents: the least start,
 /// the greatest end, the greatest epoch.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
     zerocopy::KnownLayout,
 )]
 #[repr(C)]

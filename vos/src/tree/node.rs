@@ -124,7 +124,11 @@ impl<'h> Node<'h> {
 
     /// Records of a leaf, children of an inner node.
     pub fn count(&self) -> usize {
-        if self.header.kind == LEAF { self.header.used.count_ones() as usize } else { self.header.used as usize }
+        if self.header.kind == LEAF {
+            self.header.used.count_ones() as usize
+        } else {
+            self.header.used as usize
+        }
     }
 
     /// A leaf's bitmap of slots in use.
@@ -260,7 +264,11 @@ fn leaf_bytes(capacity: usize) -> u64 {
 }
 
 /// Makes a leaf with these entries.
-pub(crate) fn create_leaf(tx: &mut Transaction<'_>, capacity: usize, entries: &[Entry]) -> Result<u64, Error> {
+pub(crate) fn create_leaf(
+    tx: &mut Transaction<'_>,
+    capacity: usize,
+    entries: &[Entry],
+) -> Result<u64, Error> {
     debug_assert!(entries.len() <= capacity && LEAF_CAPACITIES.contains(&capacity));
     let leaf = memory::allocate(tx, leaf_bytes(capacity))?;
     // Everything before the slots in one piece, then the slots that are used.

@@ -62,10 +62,12 @@ fn shrink_root_leaf(tx: &mut Transaction<'_>, root_place: u64, leaf: u64) -> Res
     let (all, count) = entries(&node)?;
     let root = match count {
         1 => Root::Record(all[0].record),
-        _ => match LEAF_CAPACITIES.iter().rev().find(|&&smaller| smaller < capacity && count * 2 <= smaller) {
-            Some(&smaller) => Root::Node(create_leaf(tx, smaller, &all[..count])?),
-            None => return Ok(()),
-        },
+        _ => {
+            match LEAF_CAPACITIES.iter().rev().find(|&&smaller| smaller < capacity && count * 2 <= smaller) {
+                Some(&smaller) => Root::Node(create_leaf(tx, smaller, &all[..count])?),
+                None => return Ok(()),
+            }
+        }
     };
     memory::free(tx, leaf)?;
     memory::write(tx, root_place, &root.encode())

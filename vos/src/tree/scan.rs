@@ -182,19 +182,22 @@ fn scan_back_node<C: KeyClass>(
 ) -> Result<ControlFlow<()>, Error> {
     if node.level() == 0 {
         let (mut all, count) = entries(node)?;
-        all[..count].sort_unstable_by_key(|entry| std::cmp::Reverse(entry.prefix));
-        for entry in &all[..count] {
-            if entry.prefix < low {
-                return Ok(ControlFlow::Break(()));
+        let mut kept = 0;
+        for index in 0..count {
+            if low <= all[index].prefix && all[index].prefix <= high {
+                all[kept] = all[index];
+                kept += 1;
             }
-            if entry.prefix <= high && visit(entry.record)?.is_break() {
+        }
+        all[..kept].sort_unstable_by_key(|entry| std::cmp::Reverse(entry.prefix));
+        for entry in &all[..kept] {
+            if visit(entry.record)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         return Ok(ControlFlow::Continue(()));
     }
-    let (children, summaries, separators) =
-        (node.children()?, node.summaries::<C>()?, node.separators()?);
+    let (children, summaries, separators) = (node.children()?, node.summaries::<C>()?, node.separators()?);
     for index in (0..=node.child_index::<C>(&Probe::number(high))?).rev() {
         if summaries.get(index).is_none_or(may)
             && scan_back_node(heap, class, &node.child(children[index])?, (low, high), may, visit)?.is_break()

@@ -1,0 +1,211 @@
+//! Which extent is visible where.
+
+use std::{collections::BinaryHeap, ops::ControlFlow, ops::Range};
+
+use daos_umem::Heap;
+
+use super::{each_level, level_of};
+use crate::{
+    Error, memory,
+    records::{ArrayHead, Extent, Extents, PUNCHED},
+    tree::{self, Summary},
+};
+
+/// A piece of an answer: bytes of the array, and the extent that is visible there (0: none).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Segment {
+    pub start: u64,
+    pub end: u64,
+    pub extent: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    start: u64,
+    end: u64,
+    epoch: u64,
+    extent: u64,
+}
+
+/// Buffers of [`resolve`], kept so that a read allocates nothing.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    candidates: Vec<Candidate>,
+    /// Candidates that have begun: (epoch, end, extent), the newest on top.
+    open: BinaryHeap<(u64, u64, u64)>,
+    /// The answer: in order, without gaps, covering the range exactly.
+    pub segments: Vec<Segment>,
+}
+
+/// Finds what is visible in `range` at `epoch` among extents of epochs ≥ `floor`; the answer is in `scratch.segments`.
+pub(crate) fn resolve(
+    heap: &Heap,
+    head: Option<&ArrayHead>,
+    range: Range<u64>,
+    (floor, epoch): (u64, u64),
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    scratch.candidates.clear();
+    scratch.segments.clear();
+    if range.is_empty() {
+        return Ok(());
+    }
+    if let Some(head) = head {
+        collect(heap, head, &range, (floor, epoch), &mut scratch.candidates)?;
+    }
+    paint(range, scratch);
+    Ok(())
+}
+
+/// Collects the extents that are visible among those of their block.
+fn collect(
+    heap: &Heap,
+    head: &ArrayHead,
+    range: &Range<u64>,
+    (floor, epoch): (u64, u64),
+    candidates: &mut Vec<Candidate>,
+) -> Result<(), Error> {
+    // Nothing below the epoch of an extent that covers the whole range is visible.
+    let mut floor = floor;
+    each_level(head.levels, range, |low_block, high_block| {
+        let low = u128::from(low_block) << 64;
+        let mut high = u128::from(high_block) << 64 | u128::from(epoch);
+        loop {
+            // The block that is being looked at, and what its newer extents cover.
+            let mut block = 0;
+            let mut covered = 0..0;
+            let state = std::cell::Cell::new((0u64, 0u64));
+            let mut restart = None;
+            let least = floor;
+            let may = |summary: &Summary| {
+                let (start, end) = state.get();
+                summary.start < range.end
+                    && summary.end > range.start
+                    && summary.epoch >= least
+                    && !(start <= summary.start && summary.end <= end)
+            };
+            let _ = tree::scan_back(heap, Extents, head.extents, (low, high), &may, &mut |place| {
+                let extent: &Extent = memory::read(heap, place)?;
+                let here = super::block_of(extent.start, extent.end);
+                if here != block {
+                    block = here;
+                    covered = 0..0;
+                    state.set((0, 0));
+                    if extent.epoch > epoch {
+                        restart = Some(u128::from(here) << 64 | u128::from(epoch));
+                        return Ok(ControlFlow::Break(()));
+                    }
+                } else if !covered.is_empty() && covers(&covered, here, range) {
+                    restart = Some((u128::from(here) << 64) - 1);
+                    return Ok(ControlFlow::Break(()));
+                }
+                if extent.epoch < floor {
+                    // All older ones of the block are below the floor as well.
+                    restart = Some((u128::from(here) << 64) - 1);
+                    return Ok(ControlFlow::Break(()));
+                }
+                let hidden = covered.start <= extent.start && extent.end <= covered.end;
+                if !hidden {
+                    covered = if covered.is_empty() {
+                        extent.start..extent.end
+                    } else {
+                        covered.start.min(extent.start)..covered.end.max(extent.end)
+                    };
+                    state.set((covered.start, covered.end));
+                    if extent.start < range.end && extent.end > range.start {
+                        candidates.push(Candidate {
+                            start: extent.start.max(range.start),
+                            end: extent.end.min(range.end),
+                            epoch: extent.epoch,
+                            extent: place,
+                        });
+                        if extent.start <= range.start && extent.end >= range.end {
+                            floor = floor.max(extent.epoch);
+                        }
+                    }
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            match restart {
+                Some(next) if next >= low => {
+                    // The epoch bounds the first block only; others are looked at from their newest extent.
+                    high = next;
+                }
+                _ => return Ok(()),
+            }
+        }
+    })
+}
+
+/// Whether `covered` leaves nothing of `range` open within `block`.
+fn covers(covered: &Range<u64>, block: u64, range: &Range<u64>) -> bool {
+    let level = level_of(block);
+    let first = (block & !(1 << (63 - level))) << level;
+    let last = first + ((1u64 << level) - 1);
+    covered.start <= first.max(range.start) && covered.end > last.min(range.end - 1)
+}
+
+/// Sweeps over the candidates from left to right; at each place the newest that is open is visible.
+fn paint(range: Range<u64>, scratch: &mut Scratch) {
+    let Scratch { candidates, open, segments } = scratch;
+    candidates.sort_unstable_by_key(|candidate| candidate.start);
+    open.clear();
+    let (mut position, mut next) = (range.start, 0);
+    while position < range.end {
+        while let Some(candidate) = candidates.get(next).filter(|candidate| candidate.start <= position) {
+            open.push((candidate.epoch, candidate.end, candidate.extent));
+            next += 1;
+        }
+        while open.peek().is_some_and(|&(_, end, _)| end <= position) {
+            open.pop();
+        }
+        let mut end = candidates.get(next).map_or(range.end, |candidate| candidate.start.min(range.end));
+        let mut extent = 0;
+        if let Some(&(_, stops, place)) = open.peek() {
+            end = end.min(stops);
+            extent = place;
+        }
+        match segments.last_mut() {
+            Some(last) if last.extent == extent => last.end = end,
+            _ => segments.push(Segment { start: position, end, extent }),
+        }
+        position = end;
+    }
+}
+
+/// The end of the last byte of data that is visible at `epoch`; 0 if there is none.
+pub(crate) fn highest_end(
+    heap: &Heap,
+    head: &ArrayHead,
+    (floor, epoch): (u64, u64),
+    scratch: &mut Scratch,
+) -> Result<u64, Error> {
+    let mut end = tree_end(heap, head)?;
+    let mut window = 1 << 20;
+    while end > 0 {
+        let start = end.saturating_sub(window);
+        resolve(heap, Some(head), start..end, (floor, epoch), scratch)?;
+        for segment in scratch.segments.iter().rev() {
+            if segment.extent != 0 && memory::read::<Extent>(heap, segment.extent)?.flags & PUNCHED == 0 {
+                return Ok(segment.end);
+            }
+        }
+        end = start;
+        window = window.saturating_mul(4);
+    }
+    Ok(0)
+}
+
+/// The greatest end of any extent.
+fn tree_end(heap: &Heap, head: &ArrayHead) -> Result<u64, Error> {
+    let mut end = 0;
+    let found = std::cell::Cell::new(0u64);
+    let may = |summary: &Summary| summary.end > found.get();
+    let keys = (0, u128::MAX);
+    let _ = tree::scan_back(heap, Extents, head.extents, keys, &may, &mut |place| {
+        end = end.max(memory::read::<Extent>(heap, place)?.end);
+        found.set(end);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(end)
+}

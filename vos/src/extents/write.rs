@@ -1,0 +1,317 @@
+//! Writing and removing extents.
+
+use std::{mem::offset_of, ops::Range};
+
+use daos_types::{Cookie, Epoch, Writer, WriterKind};
+use zerocopy::IntoBytes;
+
+use super::{Holder, at_epoch, block_of, level_of, owner_of};
+use crate::{
+    Checksums, Conflict, Error,
+    editor::Editor,
+    groups::Entry,
+    memory,
+    records::{AGED, ArrayHead, EXTENT_BYTES, Extent, Extents, PUNCHED, REBUILD, STORED, VIEW, writer_flags},
+    tree::{self, Probe},
+};
+
+/// What a new extent holds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source<'a> {
+    Punched,
+    Inline(&'a [u8], Checksums<'a>),
+    /// Position on the block tier.
+    Stored(u64, Checksums<'a>),
+}
+
+/// An extent to be written.
+#[derive(Clone, Debug)]
+pub(crate) struct NewExtent<'a> {
+    pub range: Range<u64>,
+    pub epoch: Epoch,
+    pub writer: Writer,
+    pub source: Source<'a>,
+}
+
+impl NewExtent<'_> {
+    /// Whether the extent at `place` holds the same.
+    fn is_that_of(&self, editor: &Editor<'_, '_>, place: u64) -> Result<bool, Error> {
+        let heap = editor.heap();
+        let extent: &Extent = editor.read(place)?;
+        if (extent.start, extent.end) != (self.range.start, self.range.end) {
+            return Ok(false);
+        }
+        Ok(match self.source {
+            Source::Punched => extent.flags & PUNCHED != 0,
+            Source::Inline(..) | Source::Stored(..) if extent.flags & (PUNCHED | VIEW) != 0 => false,
+            Source::Inline(_, checksums) | Source::Stored(_, checksums) => {
+                super::data::recorded_checksums(heap, place)?.is_some_and(|(chunk_bytes, chunks)| {
+                    (chunk_bytes, chunks.as_slice()) == (checksums.chunk_bytes, checksums.chunks)
+                }) && match (self.source, extent.flags & STORED) {
+                    (Source::Inline(bytes, _), 0) => matches!(
+                        super::locate(heap, place, self.range.clone())?,
+                        super::ExtentSource::Inline(stored) if stored == bytes
+                    ),
+                    _ => true,
+                }
+            }
+        })
+    }
+}
+
+/// Writes an extent. Says whether its place on the block tier, if it has one, is used now.
+pub(crate) fn insert(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    new: &NewExtent<'_>,
+    conflict: Conflict,
+) -> Result<bool, Error> {
+    let mut head_place: u64 = *editor.read(holder.head_place())?;
+    if head_place == 0 {
+        let head = ArrayHead { extents: 0, levels: 0, newest: 0 };
+        head_place = memory::allocate_with(editor.tx, &[head.as_bytes()])?;
+        editor.write(holder.head_place(), &head_place)?;
+    }
+    let head: ArrayHead = *editor.read(head_place)?;
+    let mut overlapping = Vec::new();
+    at_epoch(editor.heap(), &head, &new.range, new.epoch.0, &mut |place| {
+        overlapping.push(place);
+        Ok(())
+    })?;
+    // Where something stays that counts more than the new extent.
+    let mut kept: Vec<Range<u64>> = Vec::new();
+    let mut replaced = Vec::new();
+    for &place in &overlapping {
+        let old: Extent = *editor.read(place)?;
+        let refused = Error::EpochConflict { epoch: new.epoch, holder: Cookie(old.cookie) };
+        let (old_rebuild, rebuild) = (old.flags & REBUILD != 0, new.writer.kind == WriterKind::Rebuild);
+        if old.cookie != new.writer.cookie.0 {
+            return Err(refused);
+        }
+        match (old_rebuild, rebuild) {
+            (false, true) => kept.push(old.start..old.end),
+            (true, false) => replaced.push(place),
+            _ if new.is_that_of(editor, place)? => return Ok(false),
+            _ if conflict == Conflict::LastWins => replaced.push(place),
+            _ => return Err(refused),
+        }
+    }
+    let pieces = without(&new.range, kept);
+    if pieces.is_empty() {
+        return Ok(false);
+    }
+    for place in replaced {
+        cut(editor, holder, head_place, place, &new.range)?;
+    }
+    let owner = write_owner(editor, new, pieces.len() as u32)?;
+    editor.count_record(0, stored_bytes(new.range.end - new.range.start, &new.source));
+    let levels =
+        pieces.iter().fold(0, |levels, piece| levels | 1 << level_of(block_of(piece.start, piece.end)));
+    let newest = new.epoch.0;
+    widen_head(editor, head_place, levels, newest)?;
+    if pieces.len() == 1 && pieces[0] == new.range {
+        return link(editor, holder, head_place, owner).map(|()| true);
+    }
+    let header: Extent = *editor.read(owner)?;
+    for piece in pieces {
+        add_view(editor, holder, head_place, &header, owner, piece)?;
+    }
+    if header.flags & PUNCHED != 0 {
+        // Its pieces are punches of their own.
+        memory::free(editor.tx, owner)?;
+    }
+    Ok(true)
+}
+
+fn stored_bytes(length: u64, source: &Source<'_>) -> i64 {
+    if matches!(source, Source::Punched) { 0 } else { length as i64 }
+}
+
+/// `range` without the ranges in `taken`, which do not overlap each other.
+fn without(range: &Range<u64>, mut taken: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    taken.sort_unstable_by_key(|taken| taken.start);
+    let mut pieces = Vec::new();
+    let mut position = range.start;
+    for taken in taken {
+        if taken.start > position {
+            pieces.push(position..taken.start);
+        }
+        position = position.max(taken.end);
+    }
+    if position < range.end {
+        pieces.push(position..range.end);
+    }
+    pieces
+}
+
+fn widen_head(editor: &mut Editor<'_, '_>, head_place: u64, levels: u64, newest: u64) -> Result<(), Error> {
+    let head: ArrayHead = *editor.read(head_place)?;
+    if head.levels | levels != head.levels {
+        editor.write(head_place + offset_of!(ArrayHead, levels) as u64, &(head.levels | levels))?;
+    }
+    if newest > head.newest {
+        editor.write(head_place + offset_of!(ArrayHead, newest) as u64, &newest)?;
+    }
+    Ok(())
+}
+
+/// Lays the extent out in the arena.
+fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32) -> Result<u64, Error> {
+    let (flags, chunk_bytes) = match new.source {
+        Source::Punched => (PUNCHED, 0),
+        Source::Inline(_, checksums) => (0, checksums.chunk_bytes),
+        Source::Stored(_, checksums) => (STORED, checksums.chunk_bytes),
+    };
+    let header = Extent {
+        start: new.range.start,
+        end: new.range.end,
+        epoch: new.epoch.0,
+        cookie: new.writer.cookie.0,
+        map_version: new.writer.map_version,
+        flags: flags | writer_flags(new.writer),
+        references,
+        chunk_bytes,
+    };
+    let mut scratch = std::mem::take(&mut editor.cache.scratch);
+    scratch.clear();
+    scratch.extend_from_slice(header.as_bytes());
+    let mut bytes: &[u8] = &[];
+    match new.source {
+        Source::Punched => {}
+        Source::Inline(data, checksums) => {
+            checksums.chunks.iter().for_each(|chunk| scratch.extend_from_slice(&chunk.0.to_le_bytes()));
+            scratch.resize(scratch.len().next_multiple_of(8), 0);
+            bytes = data;
+        }
+        Source::Stored(position, checksums) => {
+            scratch.extend_from_slice(&position.to_le_bytes());
+            checksums.chunks.iter().for_each(|chunk| scratch.extend_from_slice(&chunk.0.to_le_bytes()));
+        }
+    }
+    let place = memory::allocate_with(editor.tx, &[&scratch, bytes]);
+    editor.cache.scratch = scratch;
+    place
+}
+
+/// Puts an extent into the tree and into its group.
+fn link(editor: &mut Editor<'_, '_>, holder: Holder, head_place: u64, place: u64) -> Result<(), Error> {
+    let extent: Extent = *editor.read(place)?;
+    let block = block_of(extent.start, extent.end);
+    let probe = Probe::number(u128::from(block) << 64 | u128::from(extent.epoch));
+    tree::insert(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe, place)?;
+    editor.count_record(1, 0);
+    if extent.flags & AGED != 0 {
+        return Ok(());
+    }
+    let entry = match holder {
+        Holder::Akey(key) => Entry::AkeyExtent(key, block),
+        Holder::Object(object) => Entry::ObjectExtent(object, block),
+    };
+    entry.note(editor, Epoch(extent.epoch), Cookie(extent.cookie))
+}
+
+/// Adds an extent that shows `piece` of the data of the extent at `owner`, whose references count it already. A punch
+/// has no data: its piece is a punch of its own, and nothing refers to the owner.
+fn add_view(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    head_place: u64,
+    header: &Extent,
+    owner: u64,
+    piece: Range<u64>,
+) -> Result<(), Error> {
+    let mut view = *header;
+    (view.start, view.end, view.references) = (piece.start, piece.end, 0);
+    let place = if header.flags & PUNCHED != 0 {
+        view.references = 1;
+        memory::allocate_with(editor.tx, &[view.as_bytes()])?
+    } else {
+        view.flags |= VIEW;
+        memory::allocate_with(editor.tx, &[view.as_bytes(), &owner.to_le_bytes()])?
+    };
+    let level = level_of(block_of(piece.start, piece.end));
+    widen_head(editor, head_place, 1 << level, header.epoch)?;
+    link(editor, holder, head_place, place)
+}
+
+/// Takes `range` away from the extent at `place`.
+fn cut(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    head_place: u64,
+    place: u64,
+    range: &Range<u64>,
+) -> Result<(), Error> {
+    let old: Extent = *editor.read(place)?;
+    let rest = without(&(old.start..old.end), vec![range.clone()]);
+    let owner = owner_of(editor.heap(), place)?;
+    if old.flags & PUNCHED == 0 {
+        // Counted before the old extent lets go of its reference, so that the data stays.
+        add_references(editor, owner, rest.len() as i32)?;
+    }
+    let header = Extent { flags: old.flags & !VIEW, ..old };
+    unlink(editor, head_place, place)?;
+    for piece in rest {
+        add_view(editor, holder, head_place, &header, owner, piece)?;
+    }
+    Ok(())
+}
+
+fn add_references(editor: &mut Editor<'_, '_>, owner: u64, change: i32) -> Result<u32, Error> {
+    let references = editor.read::<Extent>(owner)?.references.wrapping_add_signed(change);
+    editor.write(owner + offset_of!(Extent, references) as u64, &references)?;
+    Ok(references)
+}
+
+/// Takes the extent at `place` out of the tree, and gives its data back if nothing else shows it.
+fn unlink(editor: &mut Editor<'_, '_>, head_place: u64, place: u64) -> Result<(), Error> {
+    let extent: Extent = *editor.read(place)?;
+    let owner = owner_of(editor.heap(), place)?;
+    let probe =
+        Probe::number(u128::from(block_of(extent.start, extent.end)) << 64 | u128::from(extent.epoch));
+    tree::remove(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe)?;
+    editor.count_record(-1, 0);
+    if owner != place {
+        memory::free(editor.tx, place)?;
+    }
+    if add_references(editor, owner, -1)? == 0 {
+        let record: Extent = *editor.read(owner)?;
+        let length = record.end - record.start;
+        if record.flags & STORED != 0 {
+            let position: u64 = *editor.read(owner + EXTENT_BYTES)?;
+            editor.freed_blocks.push((position, length));
+        }
+        if record.flags & PUNCHED == 0 {
+            editor.count_record(0, -(length as i64));
+        }
+        memory::free(editor.tx, owner)?;
+    }
+    Ok(())
+}
+
+/// Removes the extent at (block, epoch) if it is there and `wanted`. The holder stays, even if it is empty then; its array
+/// head does not.
+pub(crate) fn remove(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    block: u64,
+    epoch: Epoch,
+    wanted: impl FnOnce(&Extent) -> bool,
+) -> Result<bool, Error> {
+    let head_place: u64 = *editor.read(holder.head_place())?;
+    if head_place == 0 {
+        return Ok(false);
+    }
+    let head: ArrayHead = *editor.read(head_place)?;
+    let probe = Probe::number(u128::from(block) << 64 | u128::from(epoch.0));
+    let Some(place) = tree::get(editor.heap(), Extents, head.extents, &probe)? else { return Ok(false) };
+    if !wanted(editor.read(place)?) {
+        return Ok(false);
+    }
+    unlink(editor, head_place, place)?;
+    if editor.read::<ArrayHead>(head_place)?.extents == 0 {
+        memory::free(editor.tx, head_place)?;
+        editor.write(holder.head_place(), &0u64)?;
+    }
+    Ok(true)
+}

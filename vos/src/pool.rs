@@ -1,0 +1,279 @@
+//! A vpool: one target's share of a pool.
+
+use std::{cell::Cell, mem::offset_of, rc::Rc};
+
+use crate::store::{MediaKind, Store, StoreOptions};
+use daos_umem::{Heap, Off, Persisted, Sealed, Transaction};
+use daos_xstream::{Env, Rng, Spawn};
+use uuid::Uuid;
+use zerocopy::IntoBytes;
+
+use crate::{
+    Container, Error, Usage,
+    error::{from_heap, from_store},
+    memory,
+    records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, PoolRoot},
+    tree::{self, Bound, Probe},
+};
+
+/// How to make a pool.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    /// Identifies it.
+    pub uuid: Uuid,
+    /// Where its heap lives.
+    pub media: MediaKind,
+    /// Bytes of the heap: metadata, small values.
+    pub heap_bytes: u64,
+    /// Bytes of the write-ahead log. `wal` media only.
+    pub log_bytes: u64,
+    /// Bytes of the block tier; 0: none.
+    pub block_bytes: u64,
+}
+
+/// A vpool. A handle: clones share it.
+pub struct Pool<E: Env>(pub(crate) Rc<Inner<E>>);
+
+pub(crate) struct Inner<E: Env> {
+    pub env: E,
+    pub store: Store<E>,
+    pub uuid: Uuid,
+    pub seed: u64,
+    /// Offset of the [`PoolRoot`].
+    pub root: u64,
+    /// Counts containers removed, so that handles of destroyed containers find out.
+    pub generation: Cell<u64>,
+}
+
+impl<E: Env> Clone for Pool<E> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<E: Env> Pool<E> {
+    /// Makes a pool in `directory` of the world's media, and opens it. Durable on return.
+    pub async fn create(env: &E, directory: &str, options: PoolOptions) -> Result<Self, Error> {
+        let PoolOptions { uuid, media, heap_bytes, log_bytes, block_bytes: _ } = options;
+        let store = Store::create(env, directory, StoreOptions { uuid, media, heap_bytes, log_bytes })
+            .await
+            .map_err(from_store)?;
+        let sealed = {
+            let mut heap = store.heap_mut();
+            let mut tx = heap.begin();
+            let root = PoolRoot {
+                magic: POOL_MAGIC,
+                version: POOL_VERSION,
+                uuid: *uuid.as_bytes(),
+                seed: env.rng().next_u64(),
+                containers: 0,
+                container_count: 0,
+            };
+            let place = tx.allocate(&root).map_err(from_heap)?;
+            tx.set_root(place).map_err(from_heap)?;
+            tx.seal().map_err(from_heap)?
+        };
+        let _ = store.persisted(sealed).await.map_err(from_store)?;
+        Self::from_store(env, store).await
+    }
+
+    /// Opens the pool in `directory`, and finishes the discards and destructions that a crash interrupted.
+    pub async fn open(env: &E, directory: &str) -> Result<Self, Error> {
+        let store = Store::open(env, directory).await.map_err(from_store)?;
+        Self::from_store(env, store).await
+    }
+
+    async fn from_store(env: &E, store: Store<E>) -> Result<Self, Error> {
+        let (uuid, seed, root) = {
+            let heap = store.heap();
+            let off: Off<PoolRoot> = heap.root();
+            let root: &PoolRoot = memory::read(&heap, off.raw())?;
+            if root.magic != POOL_MAGIC {
+                return Err(Error::Corrupt { place: "root of the pool", position: off.raw() });
+            }
+            if root.version != POOL_VERSION {
+                return Err(Error::UnknownFormat { found: root.version, known: POOL_VERSION });
+            }
+            (Uuid::from_bytes(root.uuid), root.seed, off.raw())
+        };
+        let pool =
+            Self(Rc::new(Inner { env: env.clone(), store, uuid, seed, root, generation: Cell::new(0) }));
+        for (uuid, record) in pool.container_records()? {
+            let (discards, destroying) = {
+                let heap = pool.0.store.heap();
+                let record: &ContainerRecord = memory::read(&heap, record)?;
+                (record.discards, record.destroying)
+            };
+            if destroying != 0 {
+                let _ = pool.container_destroy(uuid).await?;
+            } else if discards != 0 {
+                let _ = pool.container_open(uuid)?.finish_discards().await?;
+            }
+        }
+        Ok(pool)
+    }
+
+    /// Makes everything durable and ends the pool's tasks.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.0.store.close().await.map_err(from_store)
+    }
+
+    /// Identifies the pool.
+    pub fn uuid(&self) -> Uuid {
+        self.0.uuid
+    }
+
+    /// The world.
+    pub fn env(&self) -> &E {
+        &self.0.env
+    }
+
+    /// Waits until `sealed`, and every change before it, survives any crash.
+    pub async fn persisted(&self, sealed: Sealed) -> Result<Persisted, Error> {
+        self.0.store.persisted(sealed).await.map_err(from_store)
+    }
+
+    /// Waits until every change made so far survives any crash.
+    pub async fn flush(&self) -> Result<Persisted, Error> {
+        let sealed = self.0.store.heap().sealed();
+        self.persisted(sealed).await
+    }
+
+    /// Waits until the log has room for a change. Await it after [`Error::LogFull`].
+    pub async fn log_space(&self) -> Result<(), Error> {
+        self.0.store.log_space().await.map_err(from_store)
+    }
+
+    /// Makes a container. [`Error::Exists`] if there is one with this UUID.
+    pub fn container_create(&self, uuid: Uuid) -> Result<Sealed, Error> {
+        let probe = Probe::number(uuid.as_u128());
+        let root_place = self.containers_place();
+        self.transaction(|tx| {
+            if tree::get(tx.heap(), Containers, *memory::read(tx.heap(), root_place)?, &probe)?.is_some() {
+                return Err(Error::Exists("container"));
+            }
+            let record = ContainerRecord {
+                uuid: *uuid.as_bytes(),
+                objects: 0,
+                by_epoch: 0,
+                by_cookie: 0,
+                discards: 0,
+                counts: Counts::default(),
+                destroying: 0,
+                boundaries: 0,
+            };
+            let place = memory::allocate_with(tx, &[record.as_bytes()])?;
+            tree::insert(tx, Containers, root_place, &probe, place)?;
+            self.count_containers(tx, 1)
+        })
+        .map(|((), sealed)| sealed)
+    }
+
+    /// Opens a container.
+    pub fn container_open(&self, uuid: Uuid) -> Result<Container<E>, Error> {
+        let heap = self.0.store.heap();
+        let record = self.find_container(&heap, uuid)?.ok_or(Error::NotFound("container"))?;
+        if memory::read::<ContainerRecord>(&heap, record)?.destroying != 0 {
+            return Err(Error::NotFound("container"));
+        }
+        drop(heap);
+        Ok(Container::new(self.clone(), uuid, record))
+    }
+
+    /// Destroys a container with all it holds, in slices. What is not there is no error. Once this has begun (its first
+    /// slice is durable) the container is gone; a crash does not bring it back.
+    pub async fn container_destroy(&self, uuid: Uuid) -> Result<Sealed, Error> {
+        let Some(record) = self.find_container(&self.0.store.heap(), uuid)? else {
+            return Ok(self.0.store.heap().sealed());
+        };
+        let ((), sealed) = self.transaction(|tx| {
+            memory::write(tx, record + offset_of!(ContainerRecord, destroying) as u64, &1u64)
+        })?;
+        self.0.generation.set(self.0.generation.get() + 1);
+        let _ = self.persisted(sealed).await?;
+        let container = Container::new(self.clone(), uuid, record);
+        container.empty().await?;
+        let root_place = self.containers_place();
+        let ((), sealed) = self.transaction(|tx| {
+            let probe = Probe::number(uuid.as_u128());
+            if tree::remove(tx, Containers, root_place, &probe)?.is_some() {
+                memory::free(tx, record)?;
+                self.count_containers(tx, -1)?;
+            }
+            Ok(())
+        })?;
+        Ok(sealed)
+    }
+
+    /// The UUIDs of all containers, in order.
+    pub fn containers(&self) -> Result<Vec<Uuid>, Error> {
+        let heap = self.0.store.heap();
+        let mut found = Vec::new();
+        for (uuid, record) in self.container_records()? {
+            if memory::read::<ContainerRecord>(&heap, record)?.destroying == 0 {
+                found.push(uuid);
+            }
+        }
+        Ok(found)
+    }
+
+    /// How the pool's space is used.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let heap = self.0.store.heap();
+        let (used, free) = heap.used_and_free();
+        let root: &PoolRoot = memory::read(&heap, self.0.root)?;
+        Ok(Usage {
+            arena_bytes: used + free,
+            arena_bytes_free: free,
+            block_bytes: 0,
+            block_bytes_free: 0,
+            containers: root.container_count,
+        })
+    }
+
+    pub(crate) fn containers_place(&self) -> u64 {
+        self.0.root + offset_of!(PoolRoot, containers) as u64
+    }
+
+    fn find_container(&self, heap: &Heap, uuid: Uuid) -> Result<Option<u64>, Error> {
+        let root: u64 = *memory::read(heap, self.containers_place())?;
+        tree::get(heap, Containers, root, &Probe::number(uuid.as_u128()))
+    }
+
+    fn container_records(&self) -> Result<Vec<(Uuid, u64)>, Error> {
+        let heap = self.0.store.heap();
+        let root: u64 = *memory::read(&heap, self.containers_place())?;
+        let mut found = Vec::new();
+        let _ = tree::scan(&heap, Containers, root, Bound::First, &mut |record| {
+            let uuid = memory::read::<ContainerRecord>(&heap, record)?.uuid;
+            found.push((Uuid::from_bytes(uuid), record));
+            Ok(std::ops::ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    fn count_containers(&self, tx: &mut Transaction<'_>, change: i64) -> Result<(), Error> {
+        let place = self.0.root + offset_of!(PoolRoot, container_count) as u64;
+        let count: u64 = *memory::read(tx.heap(), place)?;
+        memory::write(tx, place, &count.wrapping_add_signed(change))
+    }
+
+    /// One transaction of the heap: undone if `change` fails.
+    pub(crate) fn transaction<R>(
+        &self,
+        change: impl FnOnce(&mut Transaction<'_>) -> Result<R, Error>,
+    ) -> Result<(R, Sealed), Error> {
+        let mut heap = self.0.store.heap_mut();
+        let mut tx = heap.begin();
+        let result = change(&mut tx)?;
+        Ok((result, tx.seal().map_err(from_heap)?))
+    }
+
+    /// Lets others run if this task has had its slice, and waits for room in the log. Between two slices of long work.
+    pub(crate) async fn between_slices(&self) -> Result<(), Error> {
+        if self.0.env.scheduler().should_yield() {
+            self.0.env.scheduler().yield_now().await;
+        }
+        self.log_space().await
+    }
+}
