@@ -29,16 +29,21 @@ impl Heap {
         let layout = Layout::new(arena_bytes, 0)?;
         let mut arena = Arena::reserve(arena_bytes)?;
         format(&mut arena, &layout);
-        Self::open(arena, layout, Journal::Volatile)
+        Self::open(arena, layout, Journal::Volatile, Sealed::START)
     }
 
     /// The heap in an arena that holds one.
-    pub(crate) fn open(arena: Arena, layout: Layout, journal: Journal) -> Result<Self, HeapError> {
+    pub(crate) fn open(
+        arena: Arena,
+        layout: Layout,
+        journal: Journal,
+        sealed: Sealed,
+    ) -> Result<Self, HeapError> {
         let header = arena.value::<ArenaHeader>(0, HEADER_OFFSET)?;
         if arena.len() < layout.arena_bytes || !layout.agrees_with(header) {
             return Err(HeapError::DamagedTable(HEADER_OFFSET));
         }
-        let ledger = Ledger::new(arena, layout, journal);
+        let ledger = Ledger::new(arena, layout, journal, sealed.0);
         let allocator = Allocator::open(&ledger)?;
         Ok(Self { ledger, allocator, touched: Vec::with_capacity(64), frees: Vec::with_capacity(16) })
     }

@@ -57,8 +57,7 @@ impl Layout {
     /// The layout of an arena of `arena_bytes` with an undo log of `undo_bytes`, both in whole pages.
     pub fn new(arena_bytes: u64, undo_bytes: u64) -> Result<Self, HeapError> {
         let bad = HeapError::BadGeometry(arena_bytes);
-        if arena_bytes < 4 * CHUNK_BYTES
-            || arena_bytes > 1 << 46
+        if !(4 * CHUNK_BYTES..=1 << 46).contains(&arena_bytes)
             || undo_bytes > arena_bytes / 2
             || !arena_bytes.is_multiple_of(PAGE_BYTES)
             || !undo_bytes.is_multiple_of(PAGE_BYTES)

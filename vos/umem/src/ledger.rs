@@ -6,7 +6,7 @@
 //!   range; so a seal knows every changed byte, and an abort can restore every byte that was in use.
 //! * The buffers keep their capacity: a transaction allocates no memory in steady state.
 
-use crate::{HeapError, Sealed, arena::Arena, layout::Layout};
+use crate::{HeapError, Sealed, arena::Arena, layout::Layout, wal::LogBuffer};
 
 /// No old bytes were kept: what was there had no meaning.
 const NO_UNDO: u32 = u32::MAX;
@@ -26,6 +26,8 @@ pub(crate) struct Note {
 pub(crate) enum Journal {
     /// Nowhere.
     Volatile,
+    /// In a write-ahead log.
+    Wal(Box<LogBuffer>),
 }
 
 /// The arena and the notes of the running transaction.
@@ -41,7 +43,8 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub fn new(arena: Arena, layout: Layout, journal: Journal) -> Self {
+    /// The newest sealed transaction stands at `sealed`.
+    pub fn new(arena: Arena, layout: Layout, journal: Journal, sealed: u64) -> Self {
         Self {
             arena,
             layout,
@@ -49,7 +52,7 @@ impl Ledger {
             notes: Vec::with_capacity(64),
             undo: Vec::with_capacity(8192),
             fresh: Vec::with_capacity(16),
-            sealed: 0,
+            sealed,
         }
     }
 
@@ -81,6 +84,7 @@ impl Ledger {
         match self.journal {
             // An abort has nothing to restore and a seal nothing to write.
             Journal::Volatile => {}
+            Journal::Wal(_) => self.notes.push(Note { offset, length: length as u32, undo: NO_UNDO }),
         }
         Ok(bytes)
     }
@@ -106,8 +110,14 @@ impl Ledger {
 
     /// Makes the transaction's changes part of the heap.
     pub fn seal(&mut self) -> Result<Sealed, HeapError> {
-        match self.journal {
+        match &mut self.journal {
             Journal::Volatile => self.sealed += u64::from(!self.notes.is_empty()),
+            Journal::Wal(log) => {
+                if !self.notes.is_empty() {
+                    let changed = self.notes.iter().map(|note| (note.offset, u64::from(note.length)));
+                    self.sealed = log.append(&self.arena, changed)?;
+                }
+            }
         }
         self.forget();
         Ok(Sealed(self.sealed))
@@ -129,6 +139,14 @@ impl Ledger {
     /// The position of the newest sealed transaction.
     pub fn sealed(&self) -> Sealed {
         Sealed(self.sealed)
+    }
+
+    /// The log, on `wal` media.
+    pub fn log(&mut self) -> Option<&mut LogBuffer> {
+        match &mut self.journal {
+            Journal::Wal(log) => Some(log),
+            Journal::Volatile => None,
+        }
     }
 
     fn forget(&mut self) {

@@ -22,7 +22,10 @@ mod layout;
 mod ledger;
 mod offset;
 mod position;
+mod signal;
+mod store;
 mod transaction;
+mod wal;
 
 pub use allocator::{ClassUsage, Usage};
 pub use arena::{Arena, PAGE_BYTES};
@@ -31,4 +34,6 @@ pub use heap::Heap;
 pub use layout::CHUNK_BYTES;
 pub use offset::{Durable, Off};
 pub use position::{Persisted, Sealed};
+pub use store::{Counters, MediaKind, Store, StoreError, StoreOptions};
 pub use transaction::Transaction;
+pub use wal::FORMAT_VERSION;

@@ -1,0 +1,299 @@
+//! Making a heap, and opening one after whatever happened to it.
+//!
+//! Opening: choose the super-block; put the last batch of the double-write area home; load the pages; replay the log from
+//! where the last checkpoint began; make durable what was read; write a super-block of a new generation.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use daos_xstream::{Env, IoBuffer, Media, MediaFile, OpenOptions, Rng};
+use uuid::Uuid;
+
+use crate::{
+    Heap, PAGE_BYTES, Sealed,
+    arena::Arena,
+    heap::format,
+    layout::{HEADER_OFFSET, Layout},
+    ledger::Journal,
+    signal::{Signal, Waiters},
+    store::StoreError,
+    wal::{
+        BLOCK, File, LogBuffer, Wal,
+        buffer::LogStart,
+        dirty::DirtyPages,
+        frame::{FrameHeader, HEADER_BYTES, LogIdentity, apply_payload},
+        image::{Geometry, Image},
+        log_file::LogFile,
+        superblock::{FORMAT_VERSION, KIND_WAL, SuperBlock},
+    },
+};
+
+const LOG_BYTES_MIN: u64 = 256 * 1024;
+const READ_BYTES: usize = 1 << 20;
+/// Beyond the end of the log, this far is looked for frames that should not be there.
+const SCAN_BYTES_MIN: u64 = 64 << 20;
+
+/// Makes the files of a heap in `directory`. The super-blocks are written last: until then there is no heap.
+pub(crate) async fn create<E: Env>(
+    env: &E,
+    directory: &str,
+    uuid: Uuid,
+    heap_bytes: u64,
+    log_bytes: u64,
+) -> Result<(), StoreError> {
+    let geometry = Geometry::new(heap_bytes)?;
+    Layout::new(geometry.arena_bytes(), 0)?;
+    if log_bytes < LOG_BYTES_MIN || !log_bytes.is_multiple_of(BLOCK) {
+        return Err(StoreError::BadGeometry(format!(
+            "a log has whole 4 KiB blocks and at least 256 KiB, not {log_bytes} bytes"
+        )));
+    }
+    let new = OpenOptions { create_new: true, size: log_bytes, preallocate: true };
+    env.media().open(&log_path(directory), new).await?;
+    let new = OpenOptions { create_new: true, size: heap_bytes, preallocate: false };
+    let file = env.media().open(&heap_path(directory), new).await?;
+    let super_block = SuperBlock {
+        magic: SuperBlock::magic(),
+        format_version: FORMAT_VERSION,
+        checksum: 0,
+        uuid: uuid.into_bytes(),
+        sequence: 0,
+        media_kind: KIND_WAL,
+        heap_bytes,
+        arena_bytes: geometry.arena_bytes(),
+        undo_bytes: 0,
+        log_bytes,
+        batch_blocks: geometry.batch_blocks,
+        generation: 0,
+        log_key: env.rng().next_u64(),
+        replay_position: 0,
+        replay_sequence: 1,
+        valid_position: 0,
+        batch_sequence: 0,
+    };
+    let mut image = Image::new(file, heap_path(directory), geometry, super_block);
+    image.write_super_block().await?;
+    image.write_super_block().await
+}
+
+/// Opens the heap in `directory` and starts its tasks.
+pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>, StoreError> {
+    let mut image = open_image(env, directory).await?;
+    let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
+    let log_path = log_path(directory);
+    let log = LogFile::new(env.media().open(&log_path, OpenOptions::default()).await?);
+    if log.bytes() != log_bytes {
+        return Err(StoreError::Damaged {
+            file: log_path,
+            offset: 0,
+            what: format!("the file has {} bytes, the super-block says {log_bytes}", log.bytes()),
+        });
+    }
+
+    let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
+    let mut arena = Arena::reserve(layout.arena_bytes)?;
+    // The header page is not on media before its first change.
+    format(&mut arena, &layout);
+    let valid_position = image.recover_batch().await?.max(image.super_block.valid_position);
+    image
+        .load(|page, bytes| {
+            let home = arena.bytes_mut(0, page * PAGE_BYTES, PAGE_BYTES).expect("a page of the arena");
+            home.copy_from_slice(bytes);
+        })
+        .await?;
+
+    let mut replay = Replay {
+        arena: &mut arena,
+        dirty: DirtyPages::none(layout.arena_bytes),
+        reader: LogReader { log: log.clone(), start: image.super_block.replay_position, window: Vec::new() },
+        identity: LogIdentity { uuid, key: log_key },
+        path: log_path,
+        position: image.super_block.replay_position,
+        sequence: image.super_block.replay_sequence,
+        generation: 0,
+        limit: image.super_block.replay_position + log_bytes,
+    };
+    replay.run().await?;
+    replay.check_end(valid_position).await?;
+    let Replay { dirty, position, sequence, generation, identity, .. } = replay;
+
+    // A frame may have been whole and yet only in the device's cache. Nothing may build on it before it is durable.
+    log.flush().await?;
+    image.super_block.generation = image.super_block.generation.max(generation) + 1;
+    image.super_block.valid_position = position;
+    image.write_super_block().await?;
+
+    let (flush, checkpoint) = (Rc::new(Signal::default()), Rc::new(Signal::default()));
+    let start = LogStart {
+        identity,
+        log_bytes,
+        generation: image.super_block.generation,
+        tail: image.super_block.replay_position,
+        head: position,
+        sequence,
+    };
+    let buffer = LogBuffer::new(start, dirty, flush.clone(), checkpoint.clone());
+    let heap =
+        Heap::open(arena, layout, Journal::Wal(Box::new(buffer)), Sealed(position)).map_err(|error| {
+            StoreError::Damaged { file: heap_path(directory), offset: HEADER_OFFSET, what: error.to_string() }
+        })?;
+    let wal = Rc::new(Wal {
+        env: env.clone(),
+        heap: Rc::new(RefCell::new(heap)),
+        log,
+        flush,
+        checkpoint,
+        uuid: Uuid::from_bytes(uuid),
+        persisted: Cell::new(position),
+        wanted: Cell::new(0),
+        persisted_waiters: Waiters::default(),
+        room_waiters: Waiters::default(),
+        checkpoints: Cell::default(),
+        checkpoint_waiters: Waiters::default(),
+        failure: RefCell::default(),
+        closing: Cell::new(false),
+        counters: Cell::default(),
+    });
+    wal.start(image);
+    Ok(wal)
+}
+
+/// Opens the heap file, and chooses and checks its super-block.
+async fn open_image<E: Env>(env: &E, directory: &str) -> Result<Image<File<E>>, StoreError> {
+    let path = heap_path(directory);
+    let file = env.media().open(&path, OpenOptions::default()).await?;
+    if file.size() < 2 * BLOCK {
+        return Err(StoreError::NotFormatted(path));
+    }
+    let (copies, result) = file.read(0, IoBuffer::zeroed(2 * BLOCK as usize)).await;
+    result?;
+    let (first, second) = copies.as_slice().split_at(BLOCK as usize);
+    let super_block = SuperBlock::choose(&path, [first, second])?;
+    let geometry = Geometry::new(super_block.heap_bytes)?;
+    let agrees = super_block.media_kind == KIND_WAL
+        && super_block.heap_bytes == file.size()
+        && super_block.arena_bytes == geometry.arena_bytes()
+        && super_block.batch_blocks == geometry.batch_blocks
+        && super_block.log_bytes >= LOG_BYTES_MIN;
+    if !agrees {
+        let what = "the super-block's sizes are not those of the file, or not of a wal heap".to_owned();
+        return Err(StoreError::Damaged { file: path, offset: 0, what });
+    }
+    Ok(Image::new(file, path, geometry, super_block))
+}
+
+fn heap_path(directory: &str) -> String {
+    format!("{directory}/heap")
+}
+
+fn log_path(directory: &str) -> String {
+    format!("{directory}/log")
+}
+
+/// Reads the log forward.
+struct LogReader<F> {
+    log: LogFile<F>,
+    /// The position of the window's first byte.
+    start: u64,
+    window: Vec<u8>,
+}
+
+impl<F: MediaFile> LogReader<F> {
+    /// `length` bytes at `position`, which does not go back. Both are in whole blocks.
+    async fn get(&mut self, position: u64, length: u64) -> Result<&[u8], StoreError> {
+        let end = position + length;
+        while self.start + (self.window.len() as u64) < end {
+            if position - self.start >= READ_BYTES as u64 {
+                self.window.drain(..(position - self.start) as usize);
+                self.start = position;
+            }
+            let next = self.start + self.window.len() as u64;
+            let buffer = self.log.read(next, IoBuffer::zeroed(READ_BYTES)).await?;
+            self.window.extend_from_slice(buffer.as_slice());
+        }
+        Ok(&self.window[(position - self.start) as usize..][..length as usize])
+    }
+}
+
+/// The replay of a log into an arena.
+struct Replay<'a, F> {
+    arena: &'a mut Arena,
+    dirty: DirtyPages,
+    reader: LogReader<F>,
+    identity: LogIdentity,
+    path: String,
+    /// Where the next frame is expected, and its number.
+    position: u64,
+    sequence: u64,
+    generation: u64,
+    /// One round of the log.
+    limit: u64,
+}
+
+impl<F: MediaFile> Replay<'_, F> {
+    /// Applies frames until there is none where the next one belongs.
+    async fn run(&mut self) -> Result<(), StoreError> {
+        while self.position + BLOCK <= self.limit {
+            let block = self.reader.get(self.position, BLOCK).await?;
+            let Some(header) = FrameHeader::parse(&self.identity, block) else { return Ok(()) };
+            let follows = header.position == self.position
+                && header.sequence == self.sequence
+                && header.generation >= self.generation
+                && header.frame_bytes() <= self.limit - self.position;
+            if !follows {
+                return Ok(());
+            }
+            let frame = self.reader.get(self.position, header.frame_bytes()).await?;
+            let payload = &frame[HEADER_BYTES..][..header.payload_bytes as usize];
+            if !header.matches(&self.identity, payload) {
+                return Ok(());
+            }
+            let (arena, dirty) = (&mut *self.arena, &mut self.dirty);
+            let applied = apply_payload(header.transactions, payload, |offset, bytes| {
+                arena.bytes_mut(HEADER_OFFSET, offset, bytes.len() as u64).ok()?.copy_from_slice(bytes);
+                dirty.mark(offset, bytes.len() as u64);
+                Some(())
+            });
+            if applied.is_none() {
+                return Err(self.damaged("a frame with a right checksum makes no sense"));
+            }
+            self.position += header.frame_bytes();
+            self.sequence += 1;
+            self.generation = header.generation;
+        }
+        Ok(())
+    }
+
+    /// Whether the log may end here. A crash damages the newest frame only, because it is the only one on its way; so a
+    /// frame beyond, or a promise that the log reaches further, means that media lost something.
+    async fn check_end(&mut self, valid_position: u64) -> Result<(), StoreError> {
+        if self.position < valid_position {
+            return Err(
+                self.damaged(&format!("a frame is damaged, and the log was durable up to {valid_position}"))
+            );
+        }
+        let scan = SCAN_BYTES_MIN.max((self.limit - self.position) / 4);
+        let end = self.limit.min(self.position + scan);
+        let mut position = self.position;
+        while position + BLOCK <= end {
+            let place = self.reader.log.place(position);
+            let block = self.reader.get(position, BLOCK).await?;
+            if let Some(header) = FrameHeader::parse(&self.identity, block)
+                && self.reader.log.place(header.position) == place
+                && header.position > self.position
+            {
+                let beyond = header.position;
+                return Err(self.damaged(&format!("a frame is damaged, and a later one exists at {beyond}")));
+            }
+            position += BLOCK;
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, what: &str) -> StoreError {
+        let offset = self.reader.log.place(self.position);
+        StoreError::Damaged { file: self.path.clone(), offset, what: what.to_owned() }
+    }
+}
