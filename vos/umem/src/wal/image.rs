@@ -245,7 +245,7 @@ impl<F: MediaFile> Image<F> {
         if header.magic != BATCH_MAGIC
             || header.checksum != crc32c::crc32c(head)
             || header.uuid != self.super_block.uuid
-            || header.sequence != self.super_block.batch_sequence + 1
+            || header.sequence <= self.super_block.batch_sequence
             || u64::from(header.count) > batch_blocks
         {
             // Torn on its way to this area, so nothing of it is on its way home; or home already.

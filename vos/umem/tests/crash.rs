@@ -1,0 +1,255 @@
+//! Stop at every write of a run, lose any part of what was not flushed, open again: what was acknowledged is there, whole
+//! transactions only, and the heap goes on working. Likewise when the crash comes while the heap recovers.
+
+mod support;
+
+use std::{cell::Cell, rc::Rc};
+
+use daos_umem::{Durable, HeapError, MediaKind, Off, Store, StoreOptions, Transaction};
+use support::{Random, World, media::TestMedia};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+const SLOTS: usize = 40;
+const DIRECTORY: &str = "pool";
+
+/// The test's data: how many transactions happened, and blocks of one repeated byte.
+#[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Table {
+    transactions: u64,
+    slots: [Slot; SLOTS],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Slot {
+    block: Off<u8>,
+    length: u32,
+    fill: u32,
+}
+
+type Model = Vec<Option<(u32, u32)>>;
+
+fn options() -> StoreOptions {
+    StoreOptions {
+        uuid: uuid::Uuid::from_bytes(*b"0123456789abcdef"),
+        media: MediaKind::Wal,
+        heap_bytes: 1 << 20,
+        log_bytes: 512 << 10,
+    }
+}
+
+fn assert_durable<T: Durable>() {}
+
+/// One transaction that depends on (seed, number) alone, on the heap and on the model.
+fn change(
+    seed: u64,
+    number: u64,
+    transaction: &mut Transaction<'_>,
+    model: &mut Model,
+) -> Result<(), HeapError> {
+    assert_durable::<Table>();
+    let random = Random::new(seed ^ number << 32);
+    let mut table: Off<Table> = transaction.root();
+    if table.is_null() {
+        table = transaction.allocate(&Table { transactions: 0, slots: [Slot::default(); SLOTS] })?;
+        transaction.set_root(table)?;
+    }
+    transaction.set(daos_umem::field!(table, Table, transactions), &(number + 1))?;
+    for _ in 0..=random.below(4) {
+        let index = random.below(SLOTS as u64);
+        let slot_off = daos_umem::field!(table, Table, slots).cast::<Slot>().element(index);
+        let slot = *transaction.get(slot_off)?;
+        let fill = random.below(255) as u32 + 1;
+        let length = [20, 100, 700, 4000, 9000][random.below(5) as usize] + random.below(50) as u32;
+        let new = match (slot.block.is_null(), random.below(3)) {
+            (false, 0) => {
+                transaction.free(slot.block)?;
+                Slot::default()
+            }
+            (false, 1) => {
+                transaction
+                    .update_bytes(slot.block, u64::from(slot.length), |bytes| bytes.fill(fill as u8))?;
+                Slot { fill, ..slot }
+            }
+            (used, _) => {
+                if !used {
+                    transaction.free(slot.block)?;
+                }
+                let block = transaction.allocate_with(1, &[&vec![fill as u8; length as usize]])?;
+                Slot { block, length, fill }
+            }
+        };
+        transaction.set(slot_off, &new)?;
+        model[index as usize] = (!new.block.is_null()).then_some((new.length, new.fill));
+    }
+    Ok(())
+}
+
+/// The model after `count` transactions.
+fn model_after(seed: u64, count: u64) -> Model {
+    let mut model = vec![None; SLOTS];
+    let mut heap = daos_umem::Heap::volatile(1 << 20).expect("a heap");
+    for number in 0..count {
+        let mut transaction = heap.begin();
+        change(seed, number, &mut transaction, &mut model).expect("room");
+        let _ = transaction.seal().expect("sealed");
+    }
+    model
+}
+
+/// Compares the heap with the model; gives how many transactions it has seen.
+fn check(seed: u64, store: &Store<World>, acknowledged: u64, begun: u64) -> u64 {
+    let heap = store.heap();
+    let root = heap.root::<Table>();
+    if root.is_null() {
+        assert_eq!(acknowledged, 0, "everything is gone");
+        assert_eq!(heap.usage().used_bytes, 0);
+        return 0;
+    }
+    let table = heap.get(root).expect("the table");
+    let count = table.transactions;
+    assert!(
+        (acknowledged..=begun).contains(&count),
+        "{acknowledged} acknowledged, {count} found, {begun} begun"
+    );
+    let model = model_after(seed, count);
+    let mut used = heap.block_bytes(root).expect("in use");
+    for (slot, expected) in table.slots.iter().zip(&model) {
+        match expected {
+            None => assert_eq!(*slot, Slot::default()),
+            Some((length, fill)) => {
+                assert_eq!((slot.length, slot.fill), (*length, *fill));
+                let bytes = heap.bytes(slot.block, u64::from(*length)).expect("a block");
+                assert!(bytes.iter().all(|&byte| u32::from(byte) == *fill), "a block is not whole");
+                used += heap.block_bytes(slot.block).expect("in use");
+            }
+        }
+    }
+    assert_eq!(heap.usage().used_bytes, used, "blocks leaked or lost");
+    count
+}
+
+/// Runs transactions `from..to`; `acknowledged` follows what is known to be durable.
+async fn work(world: World, store: Store<World>, seed: u64, from: u64, to: u64, acknowledged: Rc<Cell<u64>>) {
+    let mut ignored = vec![None; SLOTS];
+    for number in from..to {
+        store.log_space().await.expect("room in the log");
+        let sealed = {
+            let mut heap = store.heap_mut();
+            if world.random().below(5) == 0 {
+                // One that is given up must leave no trace.
+                change(seed ^ 1, number, &mut heap.begin(), &mut ignored).expect("room");
+            }
+            let mut transaction = heap.begin();
+            change(seed, number, &mut transaction, &mut ignored).expect("room");
+            transaction.seal().expect("sealed")
+        };
+        match world.random().below(8) {
+            0 => {
+                let _ = store.persisted(sealed).await.expect("durable");
+                acknowledged.set(number + 1);
+            }
+            1 => {
+                let _ = store.flush().await.expect("durable");
+                acknowledged.set(number + 1);
+            }
+            2 if world.random().below(4) == 0 => store.checkpoint().await.expect("a checkpoint"),
+            3 => {
+                use daos_xstream::{Env, Spawn};
+                world.scheduler().yield_now().await;
+            }
+            _ => {}
+        }
+        if store.is_persisted(sealed).is_some() {
+            acknowledged.set(number + 1);
+        }
+    }
+}
+
+/// One run: create, work, with a crash at an event if one is given. Gives the media, what was acknowledged, and events.
+fn run(seed: u64, transactions: u64, crash_at: Option<u64>) -> (TestMedia, u64, u64) {
+    let media = TestMedia::default();
+    let world = World::new(seed, media.clone());
+    let acknowledged = Rc::new(Cell::new(0));
+    let store = world.run({
+        let world = world.clone();
+        async move { Store::create(&world, DIRECTORY, options()).await.expect("created") }
+    });
+    let store = store.expect("no crash yet");
+    if let Some(event) = crash_at {
+        media.crash_at(media.events() + event);
+    }
+    let before = media.events();
+    world.run(work(world.clone(), store.clone(), seed, 0, transactions, acknowledged.clone()));
+    let events = media.events() - before;
+    drop(store);
+    world.kill();
+    (media, acknowledged.get(), events)
+}
+
+fn recover(seed: u64, crash_at: u64, transactions: u64) {
+    let (media, acknowledged, _) = run(seed, transactions, Some(crash_at));
+    let random = Random::new(seed ^ crash_at << 20);
+    let mut media = media.after_crash(&random);
+    // Now and then power fails again during recovery.
+    for _ in 0..random.below(3) {
+        let world = World::new(random.next(), media.clone());
+        media.crash_at(random.below(5));
+        let opened = world.run({
+            let world = world.clone();
+            async move { Store::open(&world, DIRECTORY).await.map(|_| ()) }
+        });
+        if let Some(result) = opened {
+            result.expect("it opens again");
+        }
+        world.kill();
+        media = media.after_crash(&random);
+    }
+    let world = World::new(random.next(), media.clone());
+    let open = |world: &World| {
+        let inner = world.clone();
+        world.run(async move { Store::open(&inner, DIRECTORY).await.expect("opens") }).expect("no crash")
+    };
+    let store = open(&world);
+    let found = check(seed, &store, acknowledged, transactions);
+    let acknowledged = Rc::new(Cell::new(0));
+    world.run(work(world.clone(), store.clone(), seed, found, found + 5, acknowledged)).expect("no crash");
+    check(seed, &store, found + 5, found + 5);
+    let close = random.below(2) == 0;
+    let closing = store.clone();
+    world
+        .run(async move {
+            if close {
+                closing.close().await.expect("closes")
+            } else {
+                closing.flush().await.map(drop).expect("durable")
+            }
+        })
+        .expect("no crash");
+    drop(store);
+    world.kill();
+    let world = World::new(random.next(), media.after_crash(&random));
+    check(seed, &open(&world), found + 5, found + 5);
+    world.kill();
+}
+
+/// How many crash points a run of the tests visits; a longer run by `UMEM_CRASH_SEEDS`.
+fn seeds() -> u64 {
+    std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(12)
+}
+
+#[test]
+fn a_crash_at_any_write_keeps_what_was_acknowledged() {
+    let mut points = 0;
+    for seed in 0..seeds() {
+        let transactions = 60 + seed % 5 * 60;
+        let (_, _, events) = run(seed, transactions, None);
+        for crash_at in 0..events {
+            recover(seed, crash_at, transactions);
+        }
+        points += events;
+    }
+    println!("{points} crash points");
+    assert!(points > 50 * seeds(), "only {points} crash points");
+}
