@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    Durable, HeapError, Off, Sealed, Transaction, Usage,
+    Durable, HeapError, Off, Persisted, Sealed, Transaction, Usage,
     allocator::{Allocator, Block},
     arena::{Arena, PAGE_BYTES},
     layout::{ArenaHeader, HEADER_OFFSET, Layout},
@@ -86,6 +86,15 @@ impl Heap {
     /// The position of the newest sealed transaction.
     pub fn sealed(&self) -> Sealed {
         self.ledger.sealed()
+    }
+
+    /// The proof that everything sealed is as durable as it can be, if this heap's media makes that so at the seal: in
+    /// plain memory and on pmem.
+    pub fn persisted(&self) -> Option<Persisted> {
+        match self.ledger.journal {
+            Journal::Volatile => Some(Persisted(())),
+            Journal::Wal(_) => None,
+        }
     }
 
     /// How the space is used, in detail.

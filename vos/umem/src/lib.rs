@@ -23,6 +23,7 @@ mod ledger;
 mod offset;
 mod position;
 mod signal;
+pub mod space;
 mod store;
 mod transaction;
 mod wal;
