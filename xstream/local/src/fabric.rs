@@ -4,13 +4,15 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::poll_fn,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     rc::Rc,
     task::{Context, Poll},
     time::Instant,
 };
 
-use daos_xstream::{Access, Address, Credentials, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink};
+use daos_xstream::{
+    Access, Address, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Sink, Time,
+};
 use rustix::{event::epoll, io::Errno};
 use zerocopy::IntoBytes;
 
@@ -156,6 +158,23 @@ impl LocalFabric {
         let peers_awake = self.0.awake.borrow().len() as u64;
         LocalCounters { peers_awake, ..*self.0.counters.borrow() }
     }
+}
+
+impl Park for LocalFabric {
+    fn descriptors(&self) -> Vec<RawFd> {
+        vec![self.wait_descriptor().as_raw_fd()]
+    }
+
+    fn prepare_to_park(&self) -> bool {
+        self.prepare_to_park()
+    }
+
+    fn wake_at(&self) -> Time {
+        Time::NEVER
+    }
+
+    // The next poll tells the peers, if they have not found out by ringing.
+    fn unpark(&self) {}
 }
 
 impl Inner {

@@ -9,7 +9,8 @@ use std::{
 };
 
 use daos_xstream::{
-    Access, Address, Clock, Credentials, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng, Sink, Time,
+    Access, Address, Clock, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Rng,
+    Sink, Time,
 };
 
 use crate::{
@@ -161,6 +162,23 @@ fn name_text(own: &[u8]) -> String {
         }
         _ => own.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
+}
+
+impl Park for OfiFabric {
+    fn descriptors(&self) -> Vec<RawFd> {
+        self.wait_descriptor().into_iter().collect()
+    }
+
+    fn prepare_to_park(&self) -> bool {
+        self.wait_descriptor().is_some() && self.prepare_to_park()
+    }
+
+    fn wake_at(&self) -> Time {
+        self.next_timer()
+    }
+
+    // Nobody was told anything: the descriptor sees what arrives either way.
+    fn unpark(&self) {}
 }
 
 impl Fabric for OfiFabric {

@@ -24,7 +24,12 @@ impl Both {
         Self { server, client, to_server, to_client }
     }
 
-    fn read(&mut self, remote: RemoteBuffer, skip: u64, length: usize) -> (IoBuffer, Result<(), FabricError>) {
+    fn read(
+        &mut self,
+        remote: RemoteBuffer,
+        skip: u64,
+        length: usize,
+    ) -> (IoBuffer, Result<(), FabricError>) {
         let future = self.server.fabric.read(self.to_client, remote, skip, IoBuffer::zeroed(length));
         drive("read", &mut [&mut self.server, &mut self.client], future)
     }
@@ -37,7 +42,9 @@ impl Both {
     fn answer(&mut self) {
         let seen = self.client.inbox.messages.len();
         self.server.fabric.send(self.to_client, &[b"done"]).expect("sent");
-        run_until("answer", &mut [&mut self.server, &mut self.client], |nodes| nodes[1].inbox.messages.len() > seen);
+        run_until("answer", &mut [&mut self.server, &mut self.client], |nodes| {
+            nodes[1].inbox.messages.len() > seen
+        });
     }
 }
 
@@ -65,8 +72,11 @@ fn reads_bring_what_the_client_exposed() {
 fn writes_arrive_where_they_should_before_a_message_sent_after_them() {
     let mut both = Both::new();
     for length in [1, 63, 4096, 65_537, 1 << 20] {
-        let exposed =
-            both.client.fabric.expose(both.to_server, IoBuffer::zeroed(length), Access::Write).expect("exposed");
+        let exposed = both
+            .client
+            .fabric
+            .expose(both.to_server, IoBuffer::zeroed(length), Access::Write)
+            .expect("exposed");
         let remote = both.client.fabric.remote(&exposed);
         let data = pattern(length - length / 2, 9);
         let copy = data.as_slice().to_vec();
@@ -105,7 +115,8 @@ fn forbidden(name: &str, attempt: impl FnOnce(&mut Both) -> Result<(), FabricErr
 #[test]
 fn a_wrong_key_moves_nothing() {
     forbidden("read", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
         let mut remote = both.client.fabric.remote(&exposed);
         remote.key ^= 1;
         let (buffer, result) = both.read(remote, 0, 100);
@@ -113,7 +124,8 @@ fn a_wrong_key_moves_nothing() {
         result
     });
     forbidden("write", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Write).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Write).expect("exposed");
         let mut remote = both.client.fabric.remote(&exposed);
         remote.key ^= 1;
         let result = both.write(remote, 0, pattern(100, 1));
@@ -125,13 +137,15 @@ fn a_wrong_key_moves_nothing() {
 #[test]
 fn a_revoked_key_moves_nothing() {
     forbidden("read", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
         let remote = both.client.fabric.remote(&exposed);
         drop(exposed);
         both.read(remote, 0, 100).1
     });
     forbidden("write", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Write).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Write).expect("exposed");
         let remote = both.client.fabric.remote(&exposed);
         let kept = both.client.fabric.withdraw(exposed);
         let result = both.write(remote, 0, pattern(100, 1));
@@ -143,14 +157,16 @@ fn a_revoked_key_moves_nothing() {
 #[test]
 fn the_wrong_direction_moves_nothing() {
     forbidden("write to what may be read", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Read).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, IoBuffer::zeroed(100), Access::Read).expect("exposed");
         let remote = both.client.fabric.remote(&exposed);
         let result = both.write(remote, 0, pattern(100, 1));
         assert!(both.client.fabric.withdraw(exposed).as_slice().iter().all(|byte| *byte == 0));
         result
     });
     forbidden("read what may be written", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Write).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Write).expect("exposed");
         let remote = both.client.fabric.remote(&exposed);
         both.read(remote, 0, 100).1
     });
@@ -159,7 +175,8 @@ fn the_wrong_direction_moves_nothing() {
 #[test]
 fn a_lie_about_the_length_moves_nothing() {
     forbidden("read", |both| {
-        let exposed = both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
+        let exposed =
+            both.client.fabric.expose(both.to_server, pattern(100, 1), Access::Read).expect("exposed");
         let mut remote = both.client.fabric.remote(&exposed);
         remote.length = 5000;
         both.read(remote, 0, 5000).1
@@ -170,7 +187,8 @@ fn a_lie_about_the_length_moves_nothing() {
 #[test]
 fn an_unanswered_buffer_is_fenced_and_then_freed() {
     let mut both = Both::new();
-    let exposed = both.client.fabric.expose(both.to_server, pattern(8192, 1), Access::Write).expect("exposed");
+    let exposed =
+        both.client.fabric.expose(both.to_server, pattern(8192, 1), Access::Write).expect("exposed");
     let back = both.client.fabric.withdraw(exposed);
     assert_eq!(back.as_slice(), pattern(8192, 1).as_slice());
     drop(both.client.fabric.expose(both.to_server, pattern(10, 1), Access::Read).expect("exposed"));
@@ -183,13 +201,16 @@ fn an_unanswered_buffer_is_fenced_and_then_freed() {
 #[test]
 fn a_dropped_transfer_goes_on_and_leaves_nothing() {
     let mut both = Both::new();
-    let exposed = both.client.fabric.expose(both.to_server, pattern(1 << 20, 1), Access::Read).expect("exposed");
+    let exposed =
+        both.client.fabric.expose(both.to_server, pattern(1 << 20, 1), Access::Read).expect("exposed");
     let remote = both.client.fabric.remote(&exposed);
     for _ in 0..8 {
         drop(both.server.fabric.read(both.to_client, remote, 0, IoBuffer::zeroed(1 << 20)));
     }
     assert!(both.server.fabric.counters().transfers > 0);
-    run_until("the end", &mut [&mut both.server, &mut both.client], |nodes| nodes[0].fabric.counters().transfers == 0);
+    run_until("the end", &mut [&mut both.server, &mut both.client], |nodes| {
+        nodes[0].fabric.counters().transfers == 0
+    });
     assert_eq!(both.read(remote, 7, 50).1, Ok(()));
 }
 
@@ -202,7 +223,17 @@ fn many_transfers_at_once_all_end() {
     let exposed = both.client.fabric.expose(both.to_server, data, Access::Read).expect("exposed");
     let remote = both.client.fabric.remote(&exposed);
     let reads: Vec<_> = (0..200_usize)
-        .map(|at| (at, Box::pin(both.server.fabric.read(both.to_client, remote, at as u64, IoBuffer::zeroed(1 << 16)))))
+        .map(|at| {
+            (
+                at,
+                Box::pin(both.server.fabric.read(
+                    both.to_client,
+                    remote,
+                    at as u64,
+                    IoBuffer::zeroed(1 << 16),
+                )),
+            )
+        })
         .collect();
     for (at, read) in reads {
         let (buffer, result) = drive("read", &mut [&mut both.server, &mut both.client], read);
@@ -214,10 +245,12 @@ fn many_transfers_at_once_all_end() {
 #[test]
 fn disconnecting_ends_transfers_under_way() {
     let mut both = Both::new();
-    let exposed = both.client.fabric.expose(both.to_server, pattern(1 << 22, 1), Access::Read).expect("exposed");
+    let exposed =
+        both.client.fabric.expose(both.to_server, pattern(1 << 22, 1), Access::Read).expect("exposed");
     let remote = both.client.fabric.remote(&exposed);
-    let reads: Vec<_> =
-        (0..20).map(|_| both.server.fabric.read(both.to_client, remote, 0, IoBuffer::zeroed(1 << 22))).collect();
+    let reads: Vec<_> = (0..20)
+        .map(|_| both.server.fabric.read(both.to_client, remote, 0, IoBuffer::zeroed(1 << 22)))
+        .collect();
     for _ in 0..20 {
         both.server.poll();
         both.client.poll();
