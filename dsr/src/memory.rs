@@ -20,8 +20,8 @@ use daos_xstream::IoBuffer;
 
 use crate::{
     client::{
-        DsrError, EnumeratePage, Enumeration, Extent, ExtentKind, Fetched, Listing, ObjectQuery, Punch,
-        Record, TargetObjects, TargetRef,
+        ContainerEpochs, DsrError, EnumeratePage, Enumeration, Extent, ExtentKind, Fetched, Listing,
+        ObjectQuery, Punch, Record, TargetObjects, TargetRef,
     },
     placement::{PlacedTarget, Placement, Standing, hash},
 };
@@ -59,6 +59,7 @@ pub struct MemoryTargets {
     placement: Rc<RefCell<Rc<Placement>>>,
     requests: Rc<Cell<u64>>,
     seed: Rc<Cell<u64>>,
+    committed: Rc<Cell<Epoch>>,
 }
 
 impl MemoryTargets {
@@ -70,6 +71,7 @@ impl MemoryTargets {
             placement: Rc::new(RefCell::new(Rc::new(Placement::new(1, (0..targets).map(place).collect())))),
             requests: Rc::default(),
             seed: Rc::new(Cell::new(seed)),
+            committed: Rc::default(),
         }
     }
 
@@ -83,8 +85,14 @@ impl MemoryTargets {
         self.requests.get()
     }
 
-    /// Forgets every change after `epoch`, as when a client dies and its uncommitted epochs are discarded.
-    pub fn discard_after(&self, epoch: Epoch) {
+    /// The highest committed epoch.
+    pub fn committed(&self) -> Epoch {
+        self.committed.get()
+    }
+
+    /// Forgets what is not committed, as when a client dies.
+    pub fn discard_uncommitted(&self) {
+        let epoch = self.committed.get();
         let mut state = self.state.borrow_mut();
         for stored in state.objects.values_mut() {
             stored.values.values_mut().for_each(|history| history.retain(|at, _| *at <= epoch));
@@ -110,6 +118,15 @@ impl MemoryTargets {
         let current = self.placement.borrow().map_version();
         if at.map_version != current {
             let message = format!("map version {} is not {current}", at.map_version);
+            return Err(DsrError::Target { status: 1, message });
+        }
+        Ok(())
+    }
+
+    async fn begin_change(&self, at: TargetRef, epoch: Epoch) -> Result<(), DsrError> {
+        self.begin(at).await?;
+        if epoch <= self.committed.get() {
+            let message = format!("epoch {epoch} is committed and cannot be written");
             return Err(DsrError::Target { status: 1, message });
         }
         Ok(())
@@ -190,6 +207,21 @@ impl Stored {
     }
 }
 
+impl ContainerEpochs for MemoryTargets {
+    async fn hold(&self, epoch: Epoch) -> Result<Epoch, DsrError> {
+        Ok(epoch.max(self.committed.get().next()))
+    }
+
+    async fn flush(&self, _epoch: Epoch) -> Result<(), DsrError> {
+        Ok(())
+    }
+
+    async fn commit(&self, epoch: Epoch) -> Result<(), DsrError> {
+        self.committed.set(self.committed.get().max(epoch));
+        Ok(())
+    }
+}
+
 impl TargetObjects for MemoryTargets {
     fn placement(&self) -> Rc<Placement> {
         self.placement.borrow().clone()
@@ -202,7 +234,7 @@ impl TargetObjects for MemoryTargets {
         dkey: Option<&[u8]>,
         records: &[Record<'_>],
     ) -> Result<(), DsrError> {
-        self.begin(at).await?;
+        self.begin_change(at, epoch).await?;
         let dkey = dkey.unwrap_or_default();
         self.with(at, |stored| {
             for (key, value) in records {
@@ -234,7 +266,7 @@ impl TargetObjects for MemoryTargets {
         offset: u64,
         data: IoBuffer,
     ) -> (IoBuffer, Result<(), DsrError>) {
-        if let Err(error) = self.begin(at).await {
+        if let Err(error) = self.begin_change(at, epoch).await {
             return (data, Err(error));
         }
         let stroke = Stroke {
@@ -270,7 +302,7 @@ impl TargetObjects for MemoryTargets {
     }
 
     async fn punch(&self, at: TargetRef, epoch: Epoch, punch: Punch<'_>) -> Result<(), DsrError> {
-        self.begin(at).await?;
+        self.begin_change(at, epoch).await?;
         self.with(at, |stored| stored.punch(epoch, punch));
         Ok(())
     }

@@ -3,7 +3,9 @@
 use daos_types::{Epoch, ObjectId, ObjectType};
 use daos_xstream::IoBuffer;
 
-use super::{DsrError, Extent, ExtentKind, Punch, TargetObjects, TargetRef, all, object::Object};
+use super::{
+    ARRAY_BYTES_MAX, DsrError, Extent, ExtentKind, Punch, TargetObjects, TargetRef, all, object::Object,
+};
 use crate::striping::Piece;
 
 /// A byte array, striped over the shards in cells.
@@ -105,8 +107,10 @@ impl<T: TargetObjects> Array<T> {
         }
     }
 
-    /// Removes the bytes of a range; they read as zeros from this epoch on.
+    /// Removes the bytes of a range (an end beyond the last offset is the last offset); they read as zeros from this epoch
+    /// on.
     pub async fn punch_range(&self, epoch: Epoch, start: u64, end: u64) -> Result<(), DsrError> {
+        let end = end.min(ARRAY_BYTES_MAX);
         if start >= end {
             return Ok(());
         }
@@ -144,7 +148,8 @@ impl<T: TargetObjects> Array<T> {
     }
 
     fn pieces(&self, offset: u64, length: u64) -> Result<Vec<(Piece, TargetRef)>, DsrError> {
-        let end = offset.checked_add(length).ok_or(DsrError::BadRange { offset, length })?;
+        let end = offset.checked_add(length).filter(|end| *end <= ARRAY_BYTES_MAX);
+        let end = end.ok_or(DsrError::BadRange { offset, length })?;
         let striping = self.0.striping()?;
         striping.pieces(offset..end).map(|piece| Ok((piece.clone(), self.0.shard(piece.group)?))).collect()
     }

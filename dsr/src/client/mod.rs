@@ -21,8 +21,8 @@ pub use error::DsrError;
 pub use kv::Kv;
 pub use object::{Anchor, Page, enumerate_objects};
 pub use targets::{
-    EnumeratePage, Enumeration, Extent, ExtentKind, Fetched, Listing, ObjectQuery, Punch, Record,
-    TargetObjects, TargetRef,
+    ARRAY_BYTES_MAX, ContainerEpochs, EnumeratePage, Enumeration, Extent, ExtentKind, Fetched, Listing,
+    ObjectQuery, Punch, Record, TargetObjects, TargetRef,
 };
 
 /// Waits for all results, which come in the order of the futures. One future is awaited in place.
@@ -31,19 +31,5 @@ pub(crate) async fn all<T, F: Future<Output = T>>(mut futures: Vec<F>) -> Vec<T>
         let only = futures.pop().expect("one future");
         return vec![only.await];
     }
-    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
-    std::future::poll_fn(|context| {
-        let mut done = true;
-        for (future, result) in &mut running {
-            if result.is_none() {
-                match future.as_mut().poll(context) {
-                    std::task::Poll::Ready(value) => *result = Some(value),
-                    std::task::Poll::Pending => done = false,
-                }
-            }
-        }
-        if done { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    running.into_iter().filter_map(|(_, result)| result).collect()
+    daos_xstream::join_all(futures).await
 }

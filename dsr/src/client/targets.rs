@@ -74,7 +74,7 @@ pub enum Punch<'a> {
     Dkey(&'a [u8]),
     /// Akeys of one dkey.
     Akeys(&'a [u8], &'a [&'a [u8]]),
-    /// Bytes of an array, from and up to; `u64::MAX` is its end.
+    /// Bytes of an array, from and up to; at most up to [`ARRAY_BYTES_MAX`].
     Range(u64, u64),
 }
 
@@ -116,6 +116,22 @@ pub struct ObjectQuery {
     pub exists: bool,
     /// Of an array: one more than the highest offset that holds data.
     pub size: u64,
+}
+
+/// First offset that no array reaches.
+pub const ARRAY_BYTES_MAX: u64 = 1 << 63;
+
+/// Epochs of the container handle through which objects are reached.
+pub trait ContainerEpochs: Clone + 'static {
+    /// Holds epochs from `epoch` on, or from the first that can still be written, whichever is later, and returns that:
+    /// the lowest held epoch.
+    fn hold(&self, epoch: Epoch) -> impl Future<Output = Result<Epoch, DsrError>>;
+
+    /// Returns once every acknowledged write up to `epoch` survives any crash.
+    fn flush(&self, epoch: Epoch) -> impl Future<Output = Result<(), DsrError>>;
+
+    /// Commits everything up to `epoch`, which was flushed. The next epoch is held from then on.
+    fn commit(&self, epoch: Epoch) -> impl Future<Output = Result<(), DsrError>>;
 }
 
 /// Objects of single targets, as DSM's client half serves them through an open container handle.
