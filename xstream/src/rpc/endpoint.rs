@@ -512,7 +512,9 @@ impl<E: Env> Inner<E> {
             }
             !peer.outbox.borrow().is_empty()
         });
-        self.backlog.borrow_mut().append(&mut peers);
+        let mut backlog = self.backlog.borrow_mut();
+        peers.append(&mut backlog);
+        *backlog = peers;
         sent
     }
 

@@ -156,7 +156,7 @@ impl Header {
 
     fn sealed(mut self, body: &[&[u8]]) -> Self {
         let (mut length, mut checksum) = (0, 0);
-        for part in body {
+        for part in body.iter().filter(|part| !part.is_empty()) {
             length += part.len();
             checksum = crc32c::crc32c_append(checksum, part);
         }
@@ -168,7 +168,9 @@ impl Header {
     }
 
     fn computed_checksum(&self) -> u32 {
-        crc32c::crc32c(&self.as_bytes()[..HEADER_BYTES - 4])
+        // Copied to words first: the checksum of aligned memory takes half as long, and there are four per RPC.
+        let words: [u64; HEADER_BYTES / 8] = zerocopy::transmute!(*self);
+        crc32c::crc32c(&words.as_bytes()[..HEADER_BYTES - 4])
     }
 
     /// Takes a message apart. What comes back has been checked in full but for the meaning of the opcode.
@@ -193,7 +195,8 @@ impl Header {
         if header.body_length.get() as usize != body.len() {
             return Err(answerable(Malformed::BodyLength));
         }
-        if header.body_checksum.get() != crc32c::crc32c(body) {
+        let body_checksum = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
+        if header.body_checksum.get() != body_checksum {
             return Err(answerable(Malformed::BodyChecksum));
         }
         Ok((header, body))
