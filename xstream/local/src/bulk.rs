@@ -81,7 +81,7 @@ impl<'a> Claim<'a> {
         let within = skip.checked_add(length as u64).is_some_and(|end| end <= remote.length);
         let pages = remote.length.div_ceil(PAGE_BYTES).max(1);
         let end = pages.checked_mul(PAGE_BYTES)?.checked_add(remote.offset)?;
-        let aligned = remote.offset % PAGE_BYTES == 0;
+        let aligned = remote.offset.is_multiple_of(PAGE_BYTES);
         let may_write = remote.key & KEY_WRITE != 0;
         let plausible = remote.key & !(KEY_WRITE | KEY_BUSY) != 0 && remote.key & KEY_BUSY == 0;
         let inside = end <= region.layout().bulk_bytes();

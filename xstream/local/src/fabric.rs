@@ -265,7 +265,7 @@ impl Inner {
         }
         let polls = self.polls.get().wrapping_add(1);
         self.polls.set(polls);
-        polls % POLLS_PER_CLOCK == 0 && self.sweep_interval_passed()
+        polls.is_multiple_of(POLLS_PER_CLOCK) && self.sweep_interval_passed()
     }
 
     /// Hands out messages of peers that are awake, in turns.
@@ -277,10 +277,7 @@ impl Inner {
             if received == limit {
                 break;
             }
-            let Some(peer) = self.awake_at(turn) else {
-                turn = 0;
-                continue;
-            };
+            let Some(peer) = self.awake_at(&mut turn) else { break };
             turn += 1;
             received += self.poll_ring(&peer, MESSAGES_IN_A_ROW.min(limit - received), buffer, sink);
         }
@@ -288,9 +285,13 @@ impl Inner {
         received
     }
 
-    fn awake_at(&self, turn: usize) -> Option<Rc<Peer>> {
+    /// The peer whose turn it is; after the last one comes the first.
+    fn awake_at(&self, turn: &mut usize) -> Option<Rc<Peer>> {
         let awake = self.awake.borrow();
-        awake.get(turn).or(awake.first()).cloned()
+        if *turn >= awake.len() {
+            *turn = 0;
+        }
+        awake.get(*turn).cloned()
     }
 
     fn poll_ring(&self, peer: &Rc<Peer>, limit: usize, buffer: &mut [u64], sink: &mut impl Sink) -> usize {

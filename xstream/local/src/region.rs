@@ -60,7 +60,7 @@ impl Layout {
         let valid = Self::RING_BYTES.contains(&ring_bytes)
             && ring_bytes.is_power_of_two()
             && (PAGE_BYTES..=Self::BULK_BYTES_MAX).contains(&bulk_bytes)
-            && bulk_bytes % PAGE_BYTES == 0;
+            && bulk_bytes.is_multiple_of(PAGE_BYTES);
         valid.then_some(Self { ring_bytes, bulk_bytes })
     }
 

@@ -144,7 +144,7 @@ impl Producer {
 
     fn refresh_head(&mut self, ring: RingView<'_>) -> Result<(), PushError> {
         let head = ring.head.load(Ordering::Acquire);
-        if head < self.head_seen || head > self.tail || head % WORD_BYTES as u64 != 0 {
+        if head < self.head_seen || head > self.tail || !head.is_multiple_of(WORD_BYTES as u64) {
             return Err(PushError::Lie(Lie::Position));
         }
         self.head_seen = head;
@@ -196,7 +196,8 @@ impl Consumer {
     }
 
     fn accept_tail(&mut self, ring: RingView<'_>, tail: u64) -> Result<(), Lie> {
-        if tail < self.tail_seen || tail - self.head > ring.bytes() || tail % WORD_BYTES as u64 != 0 {
+        if tail < self.tail_seen || tail - self.head > ring.bytes() || !tail.is_multiple_of(WORD_BYTES as u64)
+        {
             return Err(Lie::Position);
         }
         self.tail_seen = tail;
