@@ -46,13 +46,19 @@ impl Arena {
         Ok(Self { base, length, owner: Owner::Anonymous(start, mapped) })
     }
 
+    /// An arena in plain memory with a copy of `bytes`: for tests that keep an image of their own.
+    pub fn copy_of(bytes: &[u8]) -> Result<Self, HeapError> {
+        let mut arena = Self::reserve(bytes.len() as u64)?;
+        arena.as_mut_slice().copy_from_slice(bytes);
+        Ok(arena)
+    }
+
     /// Takes over memory that somebody else mapped.
     ///
     /// # Safety
     ///
     /// `length` initialised bytes from `base`, which is aligned to [`PAGE_BYTES`], are valid for reads and writes while
     /// `holder` lives, and nothing else refers to them.
-    #[allow(dead_code, reason = "used by the pmem media")]
     pub(crate) unsafe fn adopt(base: NonNull<u8>, length: u64, holder: Box<dyn std::any::Any>) -> Self {
         Self { base, length, owner: Owner::Held(holder) }
     }

@@ -92,7 +92,7 @@ impl Heap {
     /// plain memory and on pmem.
     pub fn persisted(&self) -> Option<Persisted> {
         match self.ledger.journal {
-            Journal::Volatile => Some(Persisted(())),
+            Journal::Volatile | Journal::Pmem(_) => Some(Persisted(())),
             Journal::Wal(_) => None,
         }
     }

@@ -6,7 +6,13 @@
 //!   range; so a seal knows every changed byte, and an abort can restore every byte that was in use.
 //! * The buffers keep their capacity: a transaction allocates no memory in steady state.
 
-use crate::{HeapError, Sealed, arena::Arena, layout::Layout, wal::LogBuffer};
+use crate::{
+    HeapError, Sealed,
+    arena::Arena,
+    layout::Layout,
+    pmem::{LINE_BYTES, PmemJournal},
+    wal::LogBuffer,
+};
 
 /// No old bytes were kept: what was there had no meaning.
 const NO_UNDO: u32 = u32::MAX;
@@ -28,6 +34,8 @@ pub(crate) enum Journal {
     Volatile,
     /// In a write-ahead log.
     Wal(Box<LogBuffer>),
+    /// In the arena itself, at the seal.
+    Pmem(Box<PmemJournal>),
 }
 
 /// The arena and the notes of the running transaction.
@@ -64,6 +72,9 @@ impl Ledger {
         if self.fresh.iter().rev().take(4).any(|&(start, stop)| start <= offset && end <= stop) {
             return self.change_fresh(first, offset, length);
         }
+        if matches!(self.journal, Journal::Pmem(_)) {
+            return self.change_lines(first, offset, length);
+        }
         let bytes = self.arena.bytes_mut(first, offset, length)?;
         let undo = self.undo.len();
         if undo + bytes.len() > TRANSACTION_BYTES_MAX {
@@ -84,9 +95,34 @@ impl Ledger {
         match self.journal {
             // An abort has nothing to restore and a seal nothing to write.
             Journal::Volatile => {}
-            Journal::Wal(_) => self.notes.push(Note { offset, length: length as u32, undo: NO_UNDO }),
+            Journal::Wal(_) | Journal::Pmem(_) => {
+                self.notes.push(Note { offset, length: length as u32, undo: NO_UNDO });
+            }
         }
         Ok(bytes)
+    }
+
+    /// [`Ledger::change`] on pmem: whole cache lines are noted, each once, and are in the undo log before they change.
+    fn change_lines(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
+        self.arena.bytes_mut(first, offset, length)?;
+        let start = offset / LINE_BYTES * LINE_BYTES;
+        let lines = (offset + length).next_multiple_of(LINE_BYTES) - start;
+        let noted = |note: &Note| {
+            note.undo != NO_UNDO
+                && note.offset <= start
+                && start + lines <= note.offset + u64::from(note.length)
+        };
+        if length > 0 && !self.notes.iter().rev().take(64).any(noted) {
+            let undo = self.undo.len();
+            if undo as u64 + lines > TRANSACTION_BYTES_MAX as u64 {
+                return Err(HeapError::TransactionTooLarge);
+            }
+            let Journal::Pmem(journal) = &mut self.journal else { unreachable!("asked by the caller") };
+            journal.log.record(&mut self.arena, &mut *journal.persistence, start, lines)?;
+            self.undo.extend_from_slice(self.arena.values(0, start, lines)?);
+            self.notes.push(Note { offset: start, length: lines as u32, undo: undo as u32 });
+        }
+        self.arena.bytes_mut(first, offset, length)
     }
 
     /// Remembers that `bytes` from `offset` were allocated by this transaction.
@@ -118,6 +154,7 @@ impl Ledger {
                     self.sealed = log.append(&self.arena, changed)?;
                 }
             }
+            Journal::Pmem(_) => self.commit_lines(),
         }
         self.forget();
         Ok(Sealed(self.sealed))
@@ -125,7 +162,7 @@ impl Ledger {
 
     /// Takes the transaction's changes back.
     pub fn abort(&mut self) {
-        while let Some(note) = self.notes.pop() {
+        for note in self.notes.iter().rev() {
             if note.undo != NO_UNDO {
                 let old = &self.undo[note.undo as usize..][..note.length as usize];
                 let bytes =
@@ -133,7 +170,23 @@ impl Ledger {
                 bytes.copy_from_slice(old);
             }
         }
+        self.commit_lines();
         self.forget();
+    }
+
+    /// On pmem, makes the noted ranges durable as they are, and ends the transaction on media.
+    fn commit_lines(&mut self) {
+        let Journal::Pmem(journal) = &mut self.journal else { return };
+        if self.notes.is_empty() {
+            return;
+        }
+        let PmemJournal { log, persistence } = &mut **journal;
+        for note in &self.notes {
+            persistence.flush(self.arena.as_slice(), note.offset, u64::from(note.length));
+        }
+        persistence.fence(self.arena.as_slice());
+        log.commit(&mut self.arena, &mut **persistence);
+        self.sealed = log.sequence();
     }
 
     /// The position of the newest sealed transaction.
@@ -145,7 +198,7 @@ impl Ledger {
     pub fn log(&mut self) -> Option<&mut LogBuffer> {
         match &mut self.journal {
             Journal::Wal(log) => Some(log),
-            Journal::Volatile => None,
+            Journal::Volatile | Journal::Pmem(_) => None,
         }
     }
 

@@ -21,6 +21,7 @@ mod heap;
 mod layout;
 mod ledger;
 mod offset;
+pub mod pmem;
 mod position;
 mod signal;
 pub mod space;

@@ -5,30 +5,14 @@ mod support;
 
 use std::{cell::Cell, rc::Rc};
 
-use daos_umem::{Durable, HeapError, MediaKind, Off, Store, StoreOptions, Transaction};
-use support::{Random, World, media::TestMedia};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use daos_umem::{MediaKind, Store, StoreOptions};
+use support::{
+    Random, World,
+    media::TestMedia,
+    workload::{change, check, empty},
+};
 
-const SLOTS: usize = 40;
 const DIRECTORY: &str = "pool";
-
-/// The test's data: how many transactions happened, and blocks of one repeated byte.
-#[derive(Clone, Copy, Debug, PartialEq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Table {
-    transactions: u64,
-    slots: [Slot; SLOTS],
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Slot {
-    block: Off<u8>,
-    length: u32,
-    fill: u32,
-}
-
-type Model = Vec<Option<(u32, u32)>>;
 
 fn options() -> StoreOptions {
     StoreOptions {
@@ -39,100 +23,9 @@ fn options() -> StoreOptions {
     }
 }
 
-fn assert_durable<T: Durable>() {}
-
-/// One transaction that depends on (seed, number) alone, on the heap and on the model.
-fn change(
-    seed: u64,
-    number: u64,
-    transaction: &mut Transaction<'_>,
-    model: &mut Model,
-) -> Result<(), HeapError> {
-    assert_durable::<Table>();
-    let random = Random::new(seed ^ number << 32);
-    let mut table: Off<Table> = transaction.root();
-    if table.is_null() {
-        table = transaction.allocate(&Table { transactions: 0, slots: [Slot::default(); SLOTS] })?;
-        transaction.set_root(table)?;
-    }
-    transaction.set(daos_umem::field!(table, Table, transactions), &(number + 1))?;
-    for _ in 0..=random.below(4) {
-        let index = random.below(SLOTS as u64);
-        let slot_off = daos_umem::field!(table, Table, slots).cast::<Slot>().element(index);
-        let slot = *transaction.get(slot_off)?;
-        let fill = random.below(255) as u32 + 1;
-        let length = [20, 100, 700, 4000, 9000][random.below(5) as usize] + random.below(50) as u32;
-        let new = match (slot.block.is_null(), random.below(3)) {
-            (false, 0) => {
-                transaction.free(slot.block)?;
-                Slot::default()
-            }
-            (false, 1) => {
-                transaction
-                    .update_bytes(slot.block, u64::from(slot.length), |bytes| bytes.fill(fill as u8))?;
-                Slot { fill, ..slot }
-            }
-            (used, _) => {
-                if !used {
-                    transaction.free(slot.block)?;
-                }
-                let block = transaction.allocate_with(1, &[&vec![fill as u8; length as usize]])?;
-                Slot { block, length, fill }
-            }
-        };
-        transaction.set(slot_off, &new)?;
-        model[index as usize] = (!new.block.is_null()).then_some((new.length, new.fill));
-    }
-    Ok(())
-}
-
-/// The model after `count` transactions.
-fn model_after(seed: u64, count: u64) -> Model {
-    let mut model = vec![None; SLOTS];
-    let mut heap = daos_umem::Heap::volatile(1 << 20).expect("a heap");
-    for number in 0..count {
-        let mut transaction = heap.begin();
-        change(seed, number, &mut transaction, &mut model).expect("room");
-        let _ = transaction.seal().expect("sealed");
-    }
-    model
-}
-
-/// Compares the heap with the model; gives how many transactions it has seen.
-fn check(seed: u64, store: &Store<World>, acknowledged: u64, begun: u64) -> u64 {
-    let heap = store.heap();
-    let root = heap.root::<Table>();
-    if root.is_null() {
-        assert_eq!(acknowledged, 0, "everything is gone");
-        assert_eq!(heap.usage().used_bytes, 0);
-        return 0;
-    }
-    let table = heap.get(root).expect("the table");
-    let count = table.transactions;
-    assert!(
-        (acknowledged..=begun).contains(&count),
-        "{acknowledged} acknowledged, {count} found, {begun} begun"
-    );
-    let model = model_after(seed, count);
-    let mut used = heap.block_bytes(root).expect("in use");
-    for (slot, expected) in table.slots.iter().zip(&model) {
-        match expected {
-            None => assert_eq!(*slot, Slot::default()),
-            Some((length, fill)) => {
-                assert_eq!((slot.length, slot.fill), (*length, *fill));
-                let bytes = heap.bytes(slot.block, u64::from(*length)).expect("a block");
-                assert!(bytes.iter().all(|&byte| u32::from(byte) == *fill), "a block is not whole");
-                used += heap.block_bytes(slot.block).expect("in use");
-            }
-        }
-    }
-    assert_eq!(heap.usage().used_bytes, used, "blocks leaked or lost");
-    count
-}
-
 /// Runs transactions `from..to`; `acknowledged` follows what is known to be durable.
 async fn work(world: World, store: Store<World>, seed: u64, from: u64, to: u64, acknowledged: Rc<Cell<u64>>) {
-    let mut ignored = vec![None; SLOTS];
+    let mut ignored = empty();
     for number in from..to {
         store.log_space().await.expect("room in the log");
         let sealed = {
@@ -212,10 +105,10 @@ fn recover(seed: u64, crash_at: u64, transactions: u64) {
         world.run(async move { Store::open(&inner, DIRECTORY).await.expect("opens") }).expect("no crash")
     };
     let store = open(&world);
-    let found = check(seed, &store, acknowledged, transactions);
+    let found = check(seed, &store.heap(), acknowledged, transactions);
     let acknowledged = Rc::new(Cell::new(0));
     world.run(work(world.clone(), store.clone(), seed, found, found + 5, acknowledged)).expect("no crash");
-    check(seed, &store, found + 5, found + 5);
+    check(seed, &store.heap(), found + 5, found + 5);
     let close = random.below(2) == 0;
     let closing = store.clone();
     world
@@ -230,7 +123,7 @@ fn recover(seed: u64, crash_at: u64, transactions: u64) {
     drop(store);
     world.kill();
     let world = World::new(random.next(), media.after_crash(&random));
-    check(seed, &open(&world), found + 5, found + 5);
+    check(seed, &open(&world).heap(), found + 5, found + 5);
     world.kill();
 }
 

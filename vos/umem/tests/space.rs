@@ -22,8 +22,8 @@ fn step() -> impl Strategy<Value = Step> {
     let which = any::<usize>();
     prop_oneof![
         6 => count.prop_map(Step::Reserve),
-        1 => which.clone().prop_map(Step::Cancel),
-        5 => (which.clone(), prop::bool::weighted(0.8)).prop_map(|(which, seal)| Step::Publish { which, seal }),
+        1 => which.prop_map(Step::Cancel),
+        5 => (which, prop::bool::weighted(0.8)).prop_map(|(which, seal)| Step::Publish { which, seal }),
         4 => (which, prop::bool::weighted(0.8)).prop_map(|(which, seal)| Step::Free { which, seal }),
         1 => Just(Step::Reopen),
     ]

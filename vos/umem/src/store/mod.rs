@@ -7,13 +7,14 @@ pub use error::StoreError;
 use std::{
     cell::{Ref, RefCell, RefMut},
     future::Future,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
 use daos_xstream::Env;
 use uuid::Uuid;
 
-use crate::{Heap, Persisted, Sealed, wal, wal::Wal};
+use crate::{Heap, Persisted, Sealed, pmem, wal, wal::Wal};
 
 /// Where a heap lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,11 @@ pub enum MediaKind {
     Heap,
     /// In memory, with a log and a checkpoint file (`log`, `heap`) in the store's directory.
     Wal,
+    /// In this file on persistent memory. A transaction is persisted when it is sealed.
+    Pmem {
+        /// The file; its folder is made if it is not there.
+        file: PathBuf,
+    },
 }
 
 /// How to make a store.
@@ -60,6 +66,7 @@ pub struct Store<E: Env>(Rc<Handle<E>>);
 struct Handle<E: Env> {
     heap: Rc<RefCell<Heap>>,
     wal: Option<Rc<Wal<E>>>,
+    uuid: Option<Uuid>,
 }
 
 impl<E: Env> Drop for Handle<E> {
@@ -85,7 +92,16 @@ impl<E: Env> Store<E> {
         match options.media {
             MediaKind::Heap => {
                 let heap = Rc::new(RefCell::new(Heap::volatile(options.heap_bytes)?));
-                Ok(Self(Rc::new(Handle { heap, wal: None })))
+                Ok(Self(Rc::new(Handle { heap, wal: None, uuid: Some(options.uuid) })))
+            }
+            MediaKind::Pmem { file } => {
+                let (arena, persistence) = pmem::create_file(&file, options.heap_bytes)?;
+                let heap = pmem::create(arena, Box::new(persistence), options.uuid)?;
+                Ok(Self(Rc::new(Handle {
+                    heap: Rc::new(RefCell::new(heap)),
+                    wal: None,
+                    uuid: Some(options.uuid),
+                })))
             }
             MediaKind::Wal => {
                 wal::create(env, directory, options.uuid, options.heap_bytes, options.log_bytes).await?;
@@ -97,7 +113,14 @@ impl<E: Env> Store<E> {
     /// Opens the store in `directory`: loads the checkpoint, replays the log.
     pub async fn open(env: &E, directory: &str) -> Result<Self, StoreError> {
         let wal = wal::open(env, directory).await?;
-        Ok(Self(Rc::new(Handle { heap: wal.heap.clone(), wal: Some(wal) })))
+        Ok(Self(Rc::new(Handle { heap: wal.heap.clone(), uuid: Some(wal.uuid), wal: Some(wal) })))
+    }
+
+    /// Opens the store in a file on persistent memory; what was not sealed is undone.
+    pub fn open_pmem(file: &Path) -> Result<Self, StoreError> {
+        let (arena, persistence) = pmem::open_file(file)?;
+        let (heap, uuid) = pmem::open(arena, Box::new(persistence), &file.display().to_string())?;
+        Ok(Self(Rc::new(Handle { heap: Rc::new(RefCell::new(heap)), wal: None, uuid: Some(uuid) })))
     }
 
     /// The heap, to read.
@@ -112,9 +135,9 @@ impl<E: Env> Store<E> {
         self.0.heap.borrow_mut()
     }
 
-    /// The heap's identity, where it has media.
+    /// The heap's identity.
     pub fn uuid(&self) -> Option<Uuid> {
-        self.0.wal.as_ref().map(|wal| wal.uuid)
+        self.0.uuid
     }
 
     /// Waits until `sealed`, and everything before it, survives any crash.

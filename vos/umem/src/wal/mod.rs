@@ -22,6 +22,7 @@ mod superblock;
 pub(crate) use buffer::LogBuffer;
 pub(crate) use recovery::{create, open};
 pub use superblock::FORMAT_VERSION;
+pub(crate) use superblock::{KIND_PMEM, SuperBlock};
 
 use std::{
     cell::{Cell, RefCell},

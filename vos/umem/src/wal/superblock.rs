@@ -54,7 +54,6 @@ const _: () = assert!(size_of::<SuperBlock>() <= 512);
 
 /// Media kinds in a super-block.
 pub(crate) const KIND_WAL: u64 = 1;
-#[allow(dead_code, reason = "reserved for the pmem media")]
 pub(crate) const KIND_PMEM: u64 = 2;
 
 impl SuperBlock {

@@ -240,7 +240,11 @@ impl MediaFile for TestFile {
         buffer: IoBuffer,
         durability: Durability,
     ) -> impl Future<Output = (IoBuffer, Result<(), MediaError>)> + 'static {
-        assert!(offset % 4096 == 0 && buffer.len() % 4096 == 0 && offset + buffer.len() as u64 <= self.size);
+        assert!(
+            offset.is_multiple_of(4096)
+                && buffer.len().is_multiple_of(4096)
+                && offset + buffer.len() as u64 <= self.size
+        );
         let bytes = buffer.as_slice().to_vec();
         let id = self.media.begin(&self.path, Kind::Write { offset, bytes, durability });
         let media = self.media.clone();

@@ -4,6 +4,7 @@
 
 pub mod fabric;
 pub mod media;
+pub mod workload;
 
 use std::{
     cell::{Cell, RefCell},

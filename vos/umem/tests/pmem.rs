@@ -1,0 +1,218 @@
+//! The pmem media over a model of persistent memory: a crash keeps what was fenced, and any subset of the other cache
+//! lines, with what they held at any time since.
+
+mod support;
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+};
+
+use daos_umem::{
+    Arena, Heap, HeapError, MediaKind, Off, Store, StoreError, StoreOptions,
+    pmem::{self, LINE_BYTES, Persistence},
+};
+use support::{
+    Random, World,
+    media::TestMedia,
+    workload::{change, check, empty},
+};
+
+const ARENA_BYTES: usize = 1 << 20;
+const LINE: usize = LINE_BYTES as usize;
+
+struct Shadow {
+    random: Random,
+    durable: Vec<u8>,
+    /// Lines whose flush has begun, with what they held then.
+    flushed: BTreeMap<usize, Vec<u8>>,
+    events: u64,
+    crash_at: u64,
+    /// What a crash at that event leaves, and how many transactions had been acknowledged.
+    crashed: Option<(Vec<u8>, u64)>,
+    acknowledged: Rc<Cell<u64>>,
+}
+
+impl Shadow {
+    fn event(&mut self, arena: &[u8]) {
+        self.events += 1;
+        let crash = self.events == self.crash_at;
+        // Now and then the processor writes lines back without being asked.
+        if crash || self.random.below(40) == 0 {
+            let mut image = self.durable.clone();
+            for (line, content) in &self.flushed {
+                if self.random.below(2) == 0 {
+                    image[line * LINE..][..LINE].copy_from_slice(content);
+                }
+            }
+            let mode = self.random.below(4);
+            for line in 0..arena.len() / LINE {
+                let range = line * LINE..(line + 1) * LINE;
+                if arena[range.clone()] != image[range.clone()]
+                    && (mode == 0 || self.random.below(mode + 1) == 0)
+                {
+                    image[range.clone()].copy_from_slice(&arena[range]);
+                }
+            }
+            if crash {
+                self.crashed = Some((image, self.acknowledged.get()));
+            } else {
+                self.durable = image;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct ShadowPmem(Rc<RefCell<Shadow>>);
+
+impl Persistence for ShadowPmem {
+    fn flush(&mut self, arena: &[u8], offset: u64, length: u64) {
+        let mut shadow = self.0.borrow_mut();
+        shadow.event(arena);
+        let lines = offset as usize / LINE..(offset + length).div_ceil(LINE_BYTES) as usize;
+        for line in lines {
+            shadow.flushed.insert(line, arena[line * LINE..][..LINE].to_vec());
+        }
+    }
+
+    fn fence(&mut self, arena: &[u8]) {
+        let mut shadow = self.0.borrow_mut();
+        shadow.event(arena);
+        for (line, content) in std::mem::take(&mut shadow.flushed) {
+            shadow.durable[line * LINE..][..LINE].copy_from_slice(&content);
+        }
+    }
+}
+
+impl ShadowPmem {
+    fn new(seed: u64, image: Vec<u8>, crash_at: u64, acknowledged: Rc<Cell<u64>>) -> Self {
+        Self(Rc::new(RefCell::new(Shadow {
+            random: Random::new(seed),
+            durable: image,
+            flushed: BTreeMap::new(),
+            events: 0,
+            crash_at,
+            crashed: None,
+            acknowledged,
+        })))
+    }
+}
+
+fn work(heap: &mut Heap, seed: u64, random: &Random, from: u64, to: u64, acknowledged: &Cell<u64>) {
+    let mut ignored = empty();
+    for number in from..to {
+        if random.below(5) == 0 {
+            change(seed ^ 1, number, &mut heap.begin(), &mut ignored).expect("room");
+        }
+        let mut transaction = heap.begin();
+        change(seed, number, &mut transaction, &mut ignored).expect("room");
+        let _ = transaction.seal().expect("sealed");
+        acknowledged.set(number + 1);
+    }
+}
+
+/// Runs on a new heap; gives the shadow.
+fn run(seed: u64, transactions: u64, crash_at: u64) -> ShadowPmem {
+    let acknowledged = Rc::new(Cell::new(0));
+    let shadow = ShadowPmem::new(seed, vec![0; ARENA_BYTES], u64::MAX, acknowledged.clone());
+    let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
+    let mut heap = pmem::create(arena, Box::new(shadow.clone()), uuid::Uuid::from_u128(7)).expect("created");
+    let events = shadow.0.borrow().events;
+    shadow.0.borrow_mut().crash_at = events + crash_at;
+    work(&mut heap, seed, &Random::new(seed), 0, transactions, &acknowledged);
+    shadow.0.borrow_mut().events -= events;
+    shadow
+}
+
+fn open(image: &[u8], seed: u64, crash_at: u64) -> (Heap, ShadowPmem) {
+    let shadow = ShadowPmem::new(seed, image.to_vec(), crash_at, Rc::default());
+    let arena = Arena::copy_of(image).expect("memory");
+    let (heap, uuid) = pmem::open(arena, Box::new(shadow.clone()), "shadow").expect("opens");
+    assert_eq!(uuid, uuid::Uuid::from_u128(7));
+    (heap, shadow)
+}
+
+#[test]
+fn a_crash_at_any_flush_or_fence_keeps_what_was_sealed() {
+    let seeds = std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(8u64);
+    let mut points = 0;
+    for seed in 0..seeds {
+        let transactions = 12;
+        let events = run(seed, transactions, u64::MAX / 2).0.borrow().events;
+        for crash_at in 1..=events {
+            let (image, acknowledged) =
+                run(seed, transactions, crash_at).0.borrow_mut().crashed.take().expect("a crash");
+            let random = Random::new(seed ^ crash_at << 20);
+            // Power may fail again while the heap is opened.
+            let (_, shadow) = open(&image, random.next(), 1 + random.below(12));
+            let image = shadow.0.borrow_mut().crashed.take().map_or(image, |(image, _)| image);
+            let (mut heap, shadow) = open(&image, random.next(), u64::MAX);
+            let found = check(seed, &heap, acknowledged, transactions);
+            work(&mut heap, seed, &random, found, found + 3, &Cell::new(0));
+            drop(heap);
+            let image = shadow.0.borrow().durable.clone();
+            check(seed, &open(&image, 0, u64::MAX).0, found + 3, found + 3);
+        }
+        points += events;
+    }
+    println!("{points} crash points");
+    assert!(points > 100 * seeds, "only {points} crash points");
+}
+
+#[test]
+fn a_transaction_too_large_for_the_undo_log_is_undone() {
+    let shadow = ShadowPmem::new(1, vec![0; ARENA_BYTES], u64::MAX, Rc::default());
+    let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
+    let mut heap = pmem::create(arena, Box::new(shadow), uuid::Uuid::from_u128(7)).expect("created");
+    let mut transaction = heap.begin();
+    let block = transaction.allocate_with(64, &[&[1; 60_000]]).expect("room");
+    let _ = transaction.seal().expect("sealed");
+    let mut transaction = heap.begin();
+    transaction.write(block, &[2; 20_000]).expect("fits");
+    assert_eq!(transaction.write(block, &[3; 60_000]), Err(HeapError::TransactionTooLarge));
+    drop(transaction);
+    assert!(heap.bytes(block, 60_000).expect("a block").iter().all(|&byte| byte == 1));
+}
+
+/// Needs `PMEM_IS_PMEM_FORCE=1` in the environment, which libpmem reads when it is loaded: the test runs itself again.
+#[test]
+fn a_file_on_forced_pmem_keeps_its_content() {
+    if std::env::var_os("PMEM_IS_PMEM_FORCE").is_none() {
+        let status = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "a_file_on_forced_pmem_keeps_its_content"])
+            .env("PMEM_IS_PMEM_FORCE", "1")
+            .status()
+            .expect("it runs");
+        assert!(status.success(), "failed with forced pmem");
+        return;
+    }
+    let folder =
+        tempfile::tempdir_in(if std::path::Path::new("/dev/shm").is_dir() { "/dev/shm" } else { "/tmp" });
+    let file = folder.as_ref().expect("a folder").path().join("target/heap");
+    let options = StoreOptions {
+        uuid: uuid::Uuid::from_u128(9),
+        media: MediaKind::Pmem { file: file.clone() },
+        heap_bytes: 4 << 20,
+        log_bytes: 0,
+    };
+    let world = World::new(1, TestMedia::default());
+    let create = |options: StoreOptions| {
+        let inner = world.clone();
+        world.run(async move { Store::create(&inner, "", options).await }).expect("no crash")
+    };
+    let store = create(options.clone()).expect("created");
+    assert!(matches!(Store::<World>::open_pmem(&file), Err(StoreError::Media(_))), "two at once");
+    assert!(create(options).is_err(), "it exists");
+    let random = Random::new(3);
+    work(&mut store.heap_mut(), 3, &random, 0, 50, &Cell::new(0));
+    drop(store);
+    let store = Store::<World>::open_pmem(&file).expect("opens");
+    assert_eq!(store.uuid(), Some(uuid::Uuid::from_u128(9)));
+    check(3, &store.heap(), 50, 50);
+    let sealed = store.heap_mut().begin().seal().expect("sealed");
+    assert!(store.is_persisted(sealed).is_some());
+    assert!(store.heap().get(Off::<u64>::NULL).is_err());
+    assert!(Store::<World>::open_pmem(std::path::Path::new("/dev/shm/is/not/there")).is_err());
+}
