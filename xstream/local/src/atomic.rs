@@ -13,9 +13,10 @@
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Bytes from which the string instruction beats a loop, in spite of its start-up time.
-const STRING_BYTES_MIN: usize = 192;
+const STRING_BYTES_MIN: usize = 768;
 
 /// Fills `to` from the start of `from`, which is at least as long.
+#[inline]
 pub(crate) fn load_many(from: &[AtomicU64], to: &mut [u8]) {
     assert!(to.len() <= size_of_val(from));
     if cfg!(target_arch = "x86_64") && to.len() >= STRING_BYTES_MIN {
@@ -33,6 +34,7 @@ pub(crate) fn load_many(from: &[AtomicU64], to: &mut [u8]) {
 }
 
 /// Writes whole words to the start of `to`, which is at least as long.
+#[inline]
 pub(crate) fn store_many(to: &[AtomicU64], from: &[[u8; 8]]) {
     assert!(from.len() <= to.len());
     if cfg!(target_arch = "x86_64") && size_of_val(from) >= STRING_BYTES_MIN {
