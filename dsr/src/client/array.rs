@@ -43,7 +43,27 @@ impl<T: TargetObjects> Array<T> {
 
     /// Writes the buffer's bytes in use at `offset` and gives the buffer back. Data of one cell goes out without being
     /// copied; data of several is split into a buffer for each.
-    pub async fn write(&self, epoch: Epoch, offset: u64, data: IoBuffer) -> (IoBuffer, Result<(), DsrError>) {
+    pub async fn write(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        mut data: IoBuffer,
+    ) -> (IoBuffer, Result<(), DsrError>) {
+        loop {
+            let (back, result) = self.write_once(epoch, offset, data).await;
+            match result {
+                Err(DsrError::StaleMap { .. }) => data = back,
+                done => return (back, done),
+            }
+        }
+    }
+
+    async fn write_once(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        data: IoBuffer,
+    ) -> (IoBuffer, Result<(), DsrError>) {
         let pieces = match self.pieces(offset, data.len() as u64) {
             Ok(pieces) => pieces,
             Err(error) => return (data, Err(error)),
@@ -68,6 +88,21 @@ impl<T: TargetObjects> Array<T> {
 
     /// Fills the buffer's bytes in use from `offset`; what holds no data becomes zero.
     pub async fn read(
+        &self,
+        epoch: Epoch,
+        offset: u64,
+        mut room: IoBuffer,
+    ) -> (IoBuffer, Result<ReadOutcome, DsrError>) {
+        loop {
+            let (back, result) = self.read_once(epoch, offset, room).await;
+            match result {
+                Err(DsrError::StaleMap { .. }) => room = back,
+                done => return (back, done),
+            }
+        }
+    }
+
+    async fn read_once(
         &self,
         epoch: Epoch,
         offset: u64,
@@ -110,36 +145,45 @@ impl<T: TargetObjects> Array<T> {
     /// Removes the bytes of a range (an end beyond the last offset is the last offset); they read as zeros from this epoch
     /// on.
     pub async fn punch_range(&self, epoch: Epoch, start: u64, end: u64) -> Result<(), DsrError> {
-        let end = end.min(ARRAY_BYTES_MAX);
-        if start >= end {
-            return Ok(());
-        }
-        let striping = self.0.striping()?;
-        // A shard has no bytes of other shards' cells: one punch of the whole range per shard that is touched is enough.
-        let mut groups: Vec<u32> = striping
-            .pieces(start..end)
-            .take(striping.groups() as usize + 1)
-            .map(|piece| piece.group)
-            .collect();
-        groups.sort_unstable();
-        groups.dedup();
-        let shards = groups.into_iter().map(|group| self.0.shard(group)).collect::<Result<Vec<_>, _>>()?;
-        let punches = shards
-            .into_iter()
-            .map(|shard| self.0.targets().punch(shard, epoch, Punch::Range(start, end)))
-            .collect();
-        all(punches).await.into_iter().collect()
+        self.0
+            .repeat(async || {
+                let end = end.min(ARRAY_BYTES_MAX);
+                if start >= end {
+                    return Ok(());
+                }
+                let striping = self.0.striping()?;
+                // A shard has no bytes of other shards' cells: one punch of the whole range per shard that is touched is enough.
+                let mut groups: Vec<u32> = striping
+                    .pieces(start..end)
+                    .take(striping.groups() as usize + 1)
+                    .map(|piece| piece.group)
+                    .collect();
+                groups.sort_unstable();
+                groups.dedup();
+                let shards =
+                    groups.into_iter().map(|group| self.0.shard(group)).collect::<Result<Vec<_>, _>>()?;
+                let punches = shards
+                    .into_iter()
+                    .map(|shard| self.0.targets().punch(shard, epoch, Punch::Range(start, end)))
+                    .collect();
+                all(punches).await.into_iter().collect()
+            })
+            .await
     }
 
     /// One more than the highest offset that holds data at `epoch`: the maximum over the shards.
     pub async fn size(&self, epoch: Epoch) -> Result<u64, DsrError> {
-        let shards = self.0.shards()?;
-        let queries = shards.into_iter().map(|shard| self.0.targets().query(shard, epoch)).collect();
-        let mut size = 0;
-        for answer in all(queries).await {
-            size = size.max(answer?.size);
-        }
-        Ok(size)
+        self.0
+            .repeat(async || {
+                let shards = self.0.shards()?;
+                let queries = shards.into_iter().map(|shard| self.0.targets().query(shard, epoch)).collect();
+                let mut size = 0;
+                for answer in all(queries).await {
+                    size = size.max(answer?.size);
+                }
+                Ok(size)
+            })
+            .await
     }
 
     /// Removes all bytes. Earlier epochs keep them.

@@ -23,22 +23,32 @@ impl<T: TargetObjects> Document<T> {
 
     /// Writes values of one dkey in one atomic step. Its other akeys stay.
     pub async fn update(&self, epoch: Epoch, dkey: &[u8], records: &[Record<'_>]) -> Result<(), DsrError> {
-        self.0.targets().update(self.shard(dkey)?, epoch, Some(dkey), records).await
+        self.0
+            .repeat(async || self.0.targets().update(self.shard(dkey)?, epoch, Some(dkey), records).await)
+            .await
     }
 
     /// Reads akeys of one dkey; one answer per akey, in order.
     pub async fn fetch(&self, epoch: Epoch, dkey: &[u8], akeys: &[&[u8]]) -> Result<Vec<Fetched>, DsrError> {
-        self.0.targets().fetch(self.shard(dkey)?, epoch, Some(dkey), akeys).await
+        self.0
+            .repeat(async || self.0.targets().fetch(self.shard(dkey)?, epoch, Some(dkey), akeys).await)
+            .await
     }
 
     /// Removes akeys of one dkey.
     pub async fn remove(&self, epoch: Epoch, dkey: &[u8], akeys: &[&[u8]]) -> Result<(), DsrError> {
-        self.0.targets().punch(self.shard(dkey)?, epoch, Punch::Akeys(dkey, akeys)).await
+        self.0
+            .repeat(async || {
+                self.0.targets().punch(self.shard(dkey)?, epoch, Punch::Akeys(dkey, akeys)).await
+            })
+            .await
     }
 
     /// Removes a dkey with all that it holds.
     pub async fn remove_dkey(&self, epoch: Epoch, dkey: &[u8]) -> Result<(), DsrError> {
-        self.0.targets().punch(self.shard(dkey)?, epoch, Punch::Dkey(dkey)).await
+        self.0
+            .repeat(async || self.0.targets().punch(self.shard(dkey)?, epoch, Punch::Dkey(dkey)).await)
+            .await
     }
 
     /// Lists dkeys, at most `keys_max` at once: shard after shard, within a shard in the object's dkey order.
@@ -48,7 +58,7 @@ impl<T: TargetObjects> Document<T> {
         anchor: &Anchor,
         keys_max: u32,
     ) -> Result<Page<Vec<u8>>, DsrError> {
-        self.0.list(epoch, Listing::Dkeys, anchor, keys_max).await
+        self.0.repeat(async || self.0.list(epoch, Listing::Dkeys, anchor, keys_max).await).await
     }
 
     /// Lists the akeys of one dkey, in the object's akey order.
@@ -59,10 +69,14 @@ impl<T: TargetObjects> Document<T> {
         anchor: &Anchor,
         keys_max: u32,
     ) -> Result<Page<Vec<u8>>, DsrError> {
-        let enumeration =
-            super::Enumeration { listing: Listing::Akeys(dkey), anchor: anchor.to_bytes(), keys_max };
-        let page = self.0.targets().enumerate(self.shard(dkey)?, epoch, enumeration).await?;
-        Ok(Page { items: page.keys, next: page.next.map(|next| Anchor::from_bytes(&next)) })
+        self.0
+            .repeat(async || {
+                let enumeration =
+                    super::Enumeration { listing: Listing::Akeys(dkey), anchor: anchor.to_bytes(), keys_max };
+                let page = self.0.targets().enumerate(self.shard(dkey)?, epoch, enumeration).await?;
+                Ok(Page { items: page.keys, next: page.next.map(|next| Anchor::from_bytes(&next)) })
+            })
+            .await
     }
 
     /// Removes everything. Earlier epochs keep it.

@@ -35,6 +35,13 @@ pub enum DsrError {
         /// Index of the target.
         target: u32,
     },
+    /// The pool map has changed under the call. Nothing was changed on the target that said so; the handle knows the new
+    /// map, so a repetition goes where it should. The handles of objects repeat by themselves.
+    #[error("the pool map has changed, to version {version}")]
+    StaleMap {
+        /// The version that is known now.
+        version: u32,
+    },
     /// An anchor is not one that this listing gave. Nothing was changed; start the listing again.
     #[error("bad anchor: it does not belong to this listing")]
     BadAnchor,

@@ -21,37 +21,53 @@ impl<T: TargetObjects> Kv<T> {
 
     /// Writes one value.
     pub async fn put(&self, epoch: Epoch, key: &[u8], value: &[u8]) -> Result<(), DsrError> {
-        let shard = self.0.shard_of_key(key)?;
-        self.0.targets().update(shard, epoch, None, &[(key, value)]).await
+        self.0
+            .repeat(async || {
+                let shard = self.0.shard_of_key(key)?;
+                self.0.targets().update(shard, epoch, None, &[(key, value)]).await
+            })
+            .await
     }
 
     /// Writes many values. Those of one shard are written in one atomic step.
     pub async fn put_all(&self, epoch: Epoch, records: &[Record<'_>]) -> Result<(), DsrError> {
-        let by_group = self.by_group(records, |record| record.0)?;
-        let mut updates = Vec::with_capacity(by_group.len());
-        for (group, records) in &by_group {
-            let shard = self.0.shard(*group)?;
-            updates.push(self.0.targets().update(shard, epoch, None, records));
-        }
-        all(updates).await.into_iter().collect()
+        self.0
+            .repeat(async || {
+                let by_group = self.by_group(records, |record| record.0)?;
+                let mut updates = Vec::with_capacity(by_group.len());
+                for (group, records) in &by_group {
+                    let shard = self.0.shard(*group)?;
+                    updates.push(self.0.targets().update(shard, epoch, None, records));
+                }
+                all(updates).await.into_iter().collect()
+            })
+            .await
     }
 
     /// Reads one value.
     pub async fn get(&self, epoch: Epoch, key: &[u8]) -> Result<Fetched, DsrError> {
-        let shard = self.0.shard_of_key(key)?;
-        let fetched = self.0.targets().fetch(shard, epoch, None, &[key]).await?;
-        Ok(fetched.into_iter().next().unwrap_or(Fetched::Miss))
+        self.0
+            .repeat(async || {
+                let shard = self.0.shard_of_key(key)?;
+                let fetched = self.0.targets().fetch(shard, epoch, None, &[key]).await?;
+                Ok(fetched.into_iter().next().unwrap_or(Fetched::Miss))
+            })
+            .await
     }
 
     /// Removes keys. Those that are not there are no error.
     pub async fn remove(&self, epoch: Epoch, keys: &[&[u8]]) -> Result<(), DsrError> {
-        let by_group = self.by_group(keys, |key| key)?;
-        let mut punches = Vec::with_capacity(by_group.len());
-        for (group, keys) in &by_group {
-            let shard = self.0.shard(*group)?;
-            punches.push(self.0.targets().punch(shard, epoch, Punch::Keys(keys)));
-        }
-        all(punches).await.into_iter().collect()
+        self.0
+            .repeat(async || {
+                let by_group = self.by_group(keys, |key| key)?;
+                let mut punches = Vec::with_capacity(by_group.len());
+                for (group, keys) in &by_group {
+                    let shard = self.0.shard(*group)?;
+                    punches.push(self.0.targets().punch(shard, epoch, Punch::Keys(keys)));
+                }
+                all(punches).await.into_iter().collect()
+            })
+            .await
     }
 
     /// Lists keys, at most `keys_max` at once: shard after shard, within a shard in the object's key order.
@@ -61,7 +77,7 @@ impl<T: TargetObjects> Kv<T> {
         anchor: &Anchor,
         keys_max: u32,
     ) -> Result<Page<Vec<u8>>, DsrError> {
-        self.0.list(epoch, Listing::Keys, anchor, keys_max).await
+        self.0.repeat(async || self.0.list(epoch, Listing::Keys, anchor, keys_max).await).await
     }
 
     /// Removes all keys. Earlier epochs keep them.

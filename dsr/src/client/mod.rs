@@ -9,6 +9,7 @@
 //! * Writes of one epoch to the same place by the same container handle: the last to arrive wins.
 
 mod array;
+mod container;
 mod document;
 mod error;
 mod kv;
@@ -16,6 +17,7 @@ mod object;
 mod targets;
 
 pub use array::{Array, ReadOutcome};
+pub use container::{Container, placement_of};
 pub use document::Document;
 pub use error::DsrError;
 pub use kv::Kv;

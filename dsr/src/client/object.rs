@@ -116,12 +116,25 @@ impl<T: TargetObjects> Object<T> {
         (0..self.striping()?.groups()).map(|group| self.shard(group)).collect()
     }
 
+    /// Does something, and again with a new layout for as long as the pool map changes under it.
+    pub(crate) async fn repeat<R>(&self, work: impl AsyncFn() -> Result<R, DsrError>) -> Result<R, DsrError> {
+        loop {
+            match work().await {
+                Err(DsrError::StaleMap { .. }) => {}
+                done => return done,
+            }
+        }
+    }
+
     /// Removes the whole object.
     pub(crate) async fn punch(&self, epoch: Epoch) -> Result<(), DsrError> {
-        let shards = self.shards()?;
-        let punches =
-            shards.into_iter().map(|shard| self.targets.punch(shard, epoch, Punch::Object)).collect();
-        all(punches).await.into_iter().collect()
+        self.repeat(async || {
+            let shards = self.shards()?;
+            let punches =
+                shards.into_iter().map(|shard| self.targets.punch(shard, epoch, Punch::Object)).collect();
+            all(punches).await.into_iter().collect()
+        })
+        .await
     }
 
     /// Lists keys, shard after shard; one page comes from one shard.
