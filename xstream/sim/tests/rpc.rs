@@ -3,11 +3,12 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use daos_xstream::{
-    Class, Clock, Env, Fabric, PeerId, Sink, Spawn, join_all, timeout,
+    Class, Clock, Env, Fabric, PeerId, Sink, Spawn, join_all,
     rpc::{
         Call, Endpoint, EndpointConfig, HEADER_BYTES, Header, Kind, Opcode, PROTOCOL_VERSION, Request,
         Responder, RpcError, Service, Status,
     },
+    timeout,
 };
 use daos_xstream_sim::{Config, Node, SimEnv, Simulation};
 

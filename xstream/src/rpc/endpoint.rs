@@ -8,11 +8,9 @@ use std::{
     time::Duration,
 };
 
-use zerocopy::IntoBytes;
-
 use super::{
-    Call, Counters, HEADER_BYTES, Header, Kind, Malformed, Opcode, RANK_ANY, Rejected, Reply, Request,
-    Responder, RpcError, Service, Status,
+    Call, Counters, EndpointConfig, HEADER_BYTES, Header, Kind, Malformed, Opcode, RANK_ANY, Rejected, Reply,
+    Request, Responder, RpcError, Service, Status,
     call::{BufferPool, CallId, Calls, Ended, Progress},
     counters::count,
     header::RequestFields,
@@ -23,49 +21,8 @@ use crate::{
     Spawn, Time, combine::race, sync::Notify,
 };
 
-/// How soon a send that the fabric refused is tried again, at the latest.
-const RETRY_INTERVAL: Duration = Duration::from_micros(100);
 /// Longest text that is kept of a refusal.
 const MESSAGE_BYTES_MAX: usize = 1024;
-
-/// Limits of an endpoint.
-#[derive(Clone, Debug)]
-pub struct EndpointConfig {
-    /// The rank of this engine; requests for another are refused. [`RANK_ANY`]: a client, or not known yet.
-    pub rank: u32,
-    /// Messages taken from the fabric per poll.
-    pub poll_limit: usize,
-    /// Calls in flight to one peer; more wait here.
-    pub calls_per_peer_max: u32,
-    /// Requests of one peer being served; more are refused as busy.
-    pub requests_per_peer_max: u32,
-    /// Requests of all peers being served; more are refused as busy.
-    pub requests_max: u32,
-    /// Messages kept for a peer that the fabric does not take yet; one more and the peer is disconnected.
-    pub outbox_messages_max: usize,
-    /// How long a peer may take nothing of its outbox before it is disconnected.
-    pub drain_timeout: Duration,
-    /// Malformed messages, without many good ones between them, after which a peer is disconnected.
-    pub offences_max: u32,
-    /// Buffers kept for replies.
-    pub buffers_kept: usize,
-}
-
-impl Default for EndpointConfig {
-    fn default() -> Self {
-        Self {
-            rank: RANK_ANY,
-            poll_limit: 64,
-            calls_per_peer_max: 128,
-            requests_per_peer_max: 256,
-            requests_max: 4096,
-            outbox_messages_max: 1024,
-            drain_timeout: Duration::from_secs(10),
-            offences_max: 8,
-            buffers_kept: 256,
-        }
-    }
-}
 
 /// The way of one xstream, or one client, to call and be called. A cheap handle.
 pub struct Endpoint<E: Env>(Rc<Inner<E>>);
@@ -74,17 +31,17 @@ pub(super) struct Inner<E: Env> {
     pub env: E,
     pub requests_open: Cell<u32>,
     pub counters: Counters,
-    config: EndpointConfig,
+    pub config: EndpointConfig,
     rank: Cell<u32>,
     message_bytes_max: usize,
-    services: Box<[OnceCell<Rc<dyn Service<E>>>]>,
-    calls: Calls,
-    peers: Peers,
-    buffers: Rc<BufferPool>,
+    pub services: Box<[OnceCell<Rc<dyn Service<E>>>]>,
+    pub calls: Calls,
+    pub peers: Peers,
+    pub buffers: Rc<BufferPool>,
     /// Peers whose outbox is not empty.
-    backlog: RefCell<Vec<Rc<Peer>>>,
+    pub backlog: RefCell<Vec<Rc<Peer>>>,
     /// Peers to disconnect once no code of theirs or the fabric's runs.
-    doomed: RefCell<Vec<Rc<Peer>>>,
+    pub doomed: RefCell<Vec<Rc<Peer>>>,
     /// When the watch looks next, and how to make it look earlier.
     alarm_at: Cell<Time>,
     alarm: Notify,
@@ -430,7 +387,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Does what the end of a call entails.
-    fn settle(&self, ended: Ended) {
+    pub fn settle(&self, ended: Ended) {
         if let Some(peer) = ended.credit {
             peer.calls_open.set(peer.calls_open.get() - 1);
             while peer.calls_open.get() < self.config.calls_per_peer_max {
@@ -448,116 +405,6 @@ impl<E: Env> Inner<E> {
         }
     }
 
-    /// Sends a message, or puts it aside in order if the fabric is busy.
-    fn transmit(&self, peer: &Rc<Peer>, header: &Header, body: &[&[u8]]) -> Result<(), FabricError> {
-        if peer.gone.get() {
-            return Err(FabricError::PeerGone);
-        }
-        let was_empty = peer.outbox.borrow().is_empty();
-        if was_empty {
-            match with_parts(header.as_bytes(), body, |parts| self.env.fabric().send(peer.id, parts)) {
-                Err(FabricError::Busy) => {}
-                Err(FabricError::PeerGone) => {
-                    self.doom(peer);
-                    return Err(FabricError::PeerGone);
-                }
-                other => return other,
-            }
-        }
-        count(&self.counters.sends_deferred);
-        if peer.outbox.borrow().len() >= self.config.outbox_messages_max {
-            count(&self.counters.peers_dropped_stuck);
-            self.doom(peer);
-            return Err(FabricError::PeerGone);
-        }
-        let mut message = self.buffers.take();
-        message.extend_from_slice(header.as_bytes());
-        body.iter().for_each(|part| message.extend_from_slice(part));
-        peer.outbox.borrow_mut().push_back(message);
-        if was_empty {
-            let now = self.env.clock().now();
-            peer.outbox_since.set(now);
-            self.backlog.borrow_mut().push(peer.clone());
-            self.alarm_by(now + RETRY_INTERVAL);
-        }
-        Ok(())
-    }
-
-    /// Tries to send what was put aside; returns how many messages went out.
-    fn flush(&self) -> usize {
-        let mut sent = 0;
-        let mut peers = std::mem::take(&mut *self.backlog.borrow_mut());
-        peers.retain(|peer| {
-            let mut taken = 0;
-            loop {
-                let Some(message) = peer.outbox.borrow_mut().pop_front() else { break };
-                match self.env.fabric().send(peer.id, &[&message]) {
-                    Ok(()) => {
-                        taken += 1;
-                        self.buffers.put(message);
-                    }
-                    Err(FabricError::Busy) => {
-                        peer.outbox.borrow_mut().push_front(message);
-                        break;
-                    }
-                    Err(_) => {
-                        self.doom(peer);
-                        break;
-                    }
-                }
-            }
-            if taken > 0 {
-                peer.outbox_since.set(self.env.clock().now());
-                sent += taken;
-            }
-            !peer.outbox.borrow().is_empty()
-        });
-        let mut backlog = self.backlog.borrow_mut();
-        peers.append(&mut backlog);
-        *backlog = peers;
-        sent
-    }
-
-    /// Notes a malformed message against its sender.
-    fn blame(&self, peer: &Rc<Peer>) {
-        if !peer.gone.get() && peer.offend(self.config.offences_max) {
-            count(&self.counters.peers_dropped_malformed);
-            self.doom(peer);
-        }
-    }
-
-    /// Marks a peer for disconnection: at the end of this poll, not while somebody is at work with it.
-    fn doom(&self, peer: &Rc<Peer>) {
-        if !peer.gone.replace(true) {
-            self.doomed.borrow_mut().push(peer.clone());
-            self.alarm_by(Time::default());
-        }
-    }
-
-    fn bury(&self) {
-        loop {
-            let Some(peer) = self.doomed.borrow_mut().pop() else { return };
-            self.forget(peer.id);
-            self.env.fabric().disconnect(peer.id);
-        }
-    }
-
-    /// Drops everything kept for a peer.
-    fn forget(&self, id: PeerId) {
-        let Some(peer) = self.peers.remove(id) else { return };
-        peer.gone.set(true);
-        let unsent = std::mem::take(&mut *peer.outbox.borrow_mut());
-        unsent.into_iter().for_each(|message| self.buffers.put(message));
-        self.backlog.borrow_mut().retain(|other| !Rc::ptr_eq(other, &peer));
-        self.calls.sweep(Time::default(), Some(id), |ended, _| {
-            count(&self.counters.calls_lost);
-            self.settle(ended);
-        });
-        for service in self.services.iter().filter_map(OnceCell::get) {
-            service.closed(id);
-        }
-    }
-
     fn poll_time(&self) -> Time {
         self.poll_time.get().unwrap_or_else(|| {
             let now = self.env.clock().now();
@@ -567,7 +414,7 @@ impl<E: Env> Inner<E> {
     }
 
     /// Makes the watch look at `deadline` at the latest.
-    fn alarm_by(&self, deadline: Time) {
+    pub fn alarm_by(&self, deadline: Time) {
         if deadline < self.alarm_at.get() {
             self.alarm_at.set(deadline);
             self.alarm.notify_one();
@@ -586,19 +433,8 @@ impl<E: Env> Inner<E> {
                 count(&self.counters.calls_timed_out);
                 self.settle(ended);
             });
-            if !self.backlog.borrow().is_empty() {
-                self.flush();
-                let backlog = self.backlog.borrow().clone();
-                for peer in &backlog {
-                    if peer.outbox_since.get() + self.config.drain_timeout <= now && !peer.gone.get() {
-                        count(&self.counters.peers_dropped_stuck);
-                        self.doom(peer);
-                    }
-                }
-                self.bury();
-                if !self.backlog.borrow().is_empty() {
-                    next = next.min(now + RETRY_INTERVAL);
-                }
+            if let Some(retry) = self.retry(now) {
+                next = next.min(retry);
             }
             next = next.min(self.alarm_at.get());
             self.alarm_at.set(next);
@@ -608,18 +444,5 @@ impl<E: Env> Inner<E> {
                 race(self.alarm.notified(), self.env.clock().sleep_until(next)).await;
             }
         }
-    }
-}
-
-/// Hands `send` one list of the header and the parts of the body.
-fn with_parts<R>(header: &[u8], body: &[&[u8]], send: impl FnOnce(&[&[u8]]) -> R) -> R {
-    const INLINE: usize = 8;
-    if body.len() < INLINE {
-        let mut parts = [header; INLINE];
-        parts[1..=body.len()].copy_from_slice(body);
-        send(&parts[..=body.len()])
-    } else {
-        let parts: Vec<&[u8]> = std::iter::once(header).chain(body.iter().copied()).collect();
-        send(&parts)
     }
 }

@@ -18,17 +18,20 @@
 //! * In steady state a null RPC allocates nothing on either side.
 
 mod call;
+mod config;
 mod counters;
 mod endpoint;
 mod header;
 mod peer;
+mod sending;
 mod service;
 mod status;
 pub mod system;
 
 pub use call::{Call, Reply, RpcError};
+pub use config::EndpointConfig;
 pub use counters::Counters;
-pub use endpoint::{Endpoint, EndpointConfig};
+pub use endpoint::Endpoint;
 pub use header::{
     HEADER_BYTES, Header, Kind, Malformed, Opcode, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RANK_ANY, Rejected,
 };

@@ -1,0 +1,44 @@
+//! Limits of an endpoint.
+
+use std::time::Duration;
+
+use super::RANK_ANY;
+
+/// Limits of an endpoint.
+#[derive(Clone, Debug)]
+pub struct EndpointConfig {
+    /// The rank of this engine; requests for another are refused. [`RANK_ANY`]: a client, or not known yet.
+    pub rank: u32,
+    /// Messages taken from the fabric per poll.
+    pub poll_limit: usize,
+    /// Calls in flight to one peer; more wait here.
+    pub calls_per_peer_max: u32,
+    /// Requests of one peer being served; more are refused as busy.
+    pub requests_per_peer_max: u32,
+    /// Requests of all peers being served; more are refused as busy.
+    pub requests_max: u32,
+    /// Messages kept for a peer that the fabric does not take yet; one more and the peer is disconnected.
+    pub outbox_messages_max: usize,
+    /// How long a peer may take nothing of its outbox before it is disconnected.
+    pub drain_timeout: Duration,
+    /// Malformed messages, without many good ones between them, after which a peer is disconnected.
+    pub offences_max: u32,
+    /// Buffers kept for replies.
+    pub buffers_kept: usize,
+}
+
+impl Default for EndpointConfig {
+    fn default() -> Self {
+        Self {
+            rank: RANK_ANY,
+            poll_limit: 64,
+            calls_per_peer_max: 128,
+            requests_per_peer_max: 256,
+            requests_max: 4096,
+            outbox_messages_max: 1024,
+            drain_timeout: Duration::from_secs(10),
+            offences_max: 8,
+            buffers_kept: 256,
+        }
+    }
+}
