@@ -35,7 +35,7 @@ const FUNCTIONS: &[&str] = &[
     "fi_send",
     "fi_inject",
     "fi_read",
-    "fi_write",
+    "fi_writemsg",
     "fi_mr_reg",
     "fi_mr_desc",
     "fi_mr_key",

@@ -29,8 +29,10 @@ pub struct OfiCounters {
     pub transfers: u64,
     /// Gauge: exposed buffers kept although their owner is done with them, because the peer might still write to them.
     pub buffers_fenced: u64,
-    /// Gauge: buffers and transmit pieces that libfabric has never given back.
+    /// Gauge: buffers of transfers with peers that are gone, which libfabric has not given back in good time.
     pub buffers_lost: u64,
+    /// Gauge: connections of peers that are gone, which libfabric is not done with.
+    pub connections_leaving: u64,
 }
 
 /// Descriptors that this process has open, and its limit. libfabric's `tcp` provider never closes the descriptor of a

@@ -21,6 +21,9 @@ const VARIABLES: &[(&str, &str, Keep)] = &[
     ("FI_OFI_RXM_RX_SIZE", "512", Keep::UsersChoice),
     ("FI_OFI_RXM_MSG_TX_SIZE", "128", Keep::UsersChoice),
     ("FI_OFI_RXM_MSG_RX_SIZE", "128", Keep::UsersChoice),
+    // One by default, while the tcp provider below takes all that has arrived: under a flood of messages what lies between
+    // the two grows without bound.
+    ("FI_OFI_RXM_COMP_PER_PROGRESS", "64", Keep::UsersChoice),
     // Removing an address also closes the connection behind it. Without this a killed peer's connection, and the memory
     // of what was in flight on it, would stay until the process ends.
     ("FI_AV_REMOVE_CLEANUP", "1", Keep::Never),

@@ -70,7 +70,8 @@ impl OfiFabric {
             peers: state.peers.count() as u64,
             transfers: state.transfers.count() as u64,
             buffers_fenced: state.fenced.len() as u64,
-            buffers_lost: state.orphans.len() as u64,
+            buffers_lost: state.transfers.given_up() as u64,
+            connections_leaving: state.leaving.len() as u64,
             ..state.counters
         }
     }
@@ -111,7 +112,7 @@ impl OfiFabric {
                 id
             }
             None => {
-                if state.peers.count() >= inner.config.peers_max.min(PEERS_LIMIT) {
+                if state.peers.count() + state.leaving.len() >= inner.config.peers_max.min(PEERS_LIMIT) {
                     return Err(FabricError::Failed(format!(
                         "this endpoint has {} peers",
                         state.peers.count()
@@ -301,6 +302,11 @@ impl Future for Transferring {
                 let state = &mut *inner.state.borrow_mut();
                 let transfer = state.transfers.get_mut(id).expect("a transfer stays until it is taken");
                 if !matches!(transfer.phase, Phase::Done(_)) {
+                    if transfer.given_up {
+                        transfer.abandoned = true;
+                        let substitute = IoBuffer::zeroed(transfer.buffer.len());
+                        return Poll::Ready((substitute, Err(FabricError::PeerGone)));
+                    }
                     transfer.waker = Some(context.waker().clone());
                     self.step = Step::UnderWay(id);
                     return Poll::Pending;
@@ -320,7 +326,7 @@ impl Drop for Transferring {
         let Some(transfer) = state.transfers.get_mut(id) else { return };
         match transfer.phase {
             Phase::Posted => transfer.abandoned = true,
-            Phase::Queued => {
+            Phase::Queued | Phase::Doubtful(_) => {
                 transfer.abandoned = true;
                 self.inner.finish_transfer(state, id, Err(FabricError::PeerGone));
             }

@@ -66,6 +66,14 @@ pub(crate) struct Fenced {
     pub(crate) _memory: IoBuffer,
 }
 
+/// A peer that is gone, with operations that libfabric still has. Removing the address of a connection that is in use makes
+/// `ofi_rxm` follow a null pointer, so the address stays until the last of them has completed.
+pub(crate) struct Leaving {
+    pub(crate) peer: PeerId,
+    pub(crate) name: Box<[u8]>,
+    pub(crate) operations: u32,
+}
+
 /// What changes.
 pub(crate) struct State {
     pub(crate) peers: Peers,
@@ -84,8 +92,8 @@ pub(crate) struct State {
     /// Peers whose end the layer above has not been told.
     pub(crate) closed: VecDeque<PeerId>,
     pub(crate) fenced: Vec<Fenced>,
-    /// Buffers that libfabric never gave back. They live as long as the endpoint.
-    pub(crate) orphans: Vec<IoBuffer>,
+    /// Peers that are gone, whose connections libfabric is not done with.
+    pub(crate) leaving: Vec<Leaving>,
     /// Time of the last look at the clock.
     pub(crate) now: Time,
     pub(crate) ticked: Time,
@@ -151,7 +159,7 @@ impl Inner {
                 owing: VecDeque::new(),
                 closed: VecDeque::new(),
                 fenced: Vec::new(),
-                orphans: Vec::new(),
+                leaving: Vec::new(),
                 now,
                 ticked: now,
                 polls: 0,
@@ -186,7 +194,7 @@ impl Inner {
 
     /// Forgets a peer, releases all that is held for it, and, if `report`, tells the layer above with the next poll.
     pub(crate) fn close_peer(&self, state: &mut State, id: PeerId, say_bye: bool, report: bool) {
-        let Some((mut peer, unused)) = state.peers.remove(id) else { return };
+        let Some(mut peer) = state.peers.remove(id) else { return };
         peer.waiting.drain(..).for_each(std::task::Waker::wake);
         if report {
             state.counters.peers_lost += 1;
@@ -199,29 +207,53 @@ impl Inner {
             let _ =
                 self.port.inject(Control::short(Kind::Bye, peer.send_token, 0).as_bytes(), peer.destination);
         }
-        if let Some(destination) = unused {
-            self.port.remove(destination);
-        }
+        let mut operations = peer.sends;
         for transfer in state.transfers.pick(|transfer| transfer.peer == id) {
             let entry = state.transfers.get_mut(transfer).expect("picked just now");
             match entry.phase {
-                Phase::Queued => self.finish_transfer(state, transfer, Err(FabricError::PeerGone)),
-                // libfabric reports it as failed once the connection is closed; if not, the buffer is given up then.
-                Phase::Posted => entry.deadline = state.now + ORPHAN_AFTER,
+                Phase::Queued | Phase::Doubtful(_) => {
+                    self.finish_transfer(state, transfer, Err(FabricError::PeerGone))
+                }
+                Phase::Posted => {
+                    operations += 1;
+                    entry.deadline = state.now + PATIENCE;
+                }
                 Phase::Done(_) => {}
             }
         }
-        self.unfence(state, &peer, unused.is_some());
+        let mut connection_closed = false;
+        if operations > 0 {
+            state.leaving.push(Leaving { peer: id, name: peer.name.clone(), operations });
+        } else if let Some(destination) = state.peers.release(&peer.name) {
+            self.port.remove(destination);
+            connection_closed = true;
+        }
+        self.unfence(state, &peer, connection_closed);
+    }
+
+    /// An operation of a peer that is gone has completed.
+    #[cold]
+    pub(crate) fn left(&self, state: &mut State, id: PeerId) {
+        let Some(at) = state.leaving.iter().position(|leaving| leaving.peer == id) else { return };
+        state.leaving[at].operations -= 1;
+        if state.leaving[at].operations == 0 {
+            let left = state.leaving.swap_remove(at);
+            if let Some(destination) = state.peers.release(&left.name) {
+                self.port.remove(destination);
+                state.fenced.retain(|fenced| fenced.peer != id);
+            }
+        }
     }
 
     /// Lets go of exposed buffers that were fenced against a peer that is gone. If somebody else has its address now, and
     /// so perhaps its connection, the fence is his.
     fn unfence(&self, state: &mut State, gone: &crate::peers::Peer, connection_closed: bool) {
-        let heir = if connection_closed { None } else { state.peers.by_name(&gone.name) };
-        let Some(heir) = heir else {
+        if connection_closed {
             state.fenced.retain(|fenced| fenced.peer != gone.id);
             return;
-        };
+        }
+        // Without an heir the connection is closed when its last operation ends, and the fence with it.
+        let Some(heir) = state.peers.by_name(&gone.name) else { return };
         if state.fenced.iter().any(|fenced| fenced.peer == gone.id) {
             let serial = self.owe_ping(state, heir);
             for fenced in state.fenced.iter_mut().filter(|fenced| fenced.peer == gone.id) {
@@ -249,8 +281,8 @@ impl Inner {
     }
 }
 
-/// How long libfabric may take to report the transfers of a closed connection.
-const ORPHAN_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long whoever waits for a transfer waits for libfabric once the peer is gone.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Drop for Inner {
     fn drop(&mut self) {

@@ -234,8 +234,8 @@ impl Peers {
         }
     }
 
-    /// Removes a peer. The second value is the address that nobody has any more.
-    pub(crate) fn remove(&mut self, id: PeerId) -> Option<(Peer, Option<Destination>)> {
+    /// Removes a peer. Its address stays until it is [released](Self::release).
+    pub(crate) fn remove(&mut self, id: PeerId) -> Option<Peer> {
         let slot = self.slots.get_mut(slot_of(id))?;
         let peer = slot.peer.take_if(|peer| peer.id == id)?;
         // A slot whose generations are used up is not used again.
@@ -258,13 +258,18 @@ impl Peers {
         {
             self.by_name.insert(peer.name.clone(), rival);
         }
-        let entry = self.destinations.get_mut(&peer.name).expect("a peer's address is entered");
+        Some(peer)
+    }
+
+    /// A removed peer does not need its address any more. Returns it if nobody else does.
+    pub(crate) fn release(&mut self, name: &[u8]) -> Option<Destination> {
+        let entry = self.destinations.get_mut(name).expect("a peer's address is entered");
         entry.1 -= 1;
         let unused = (entry.1 == 0).then_some(entry.0);
         if unused.is_some() {
-            self.destinations.remove(&peer.name);
+            self.destinations.remove(name);
         }
-        Some((peer, unused))
+        unused
     }
 
     /// All peers, by slot.
@@ -311,9 +316,9 @@ mod tests {
         assert_eq!((peers.by_name(b"a"), peers.rival(b"a")), (Some(owner), Some(claimant)));
         assert_eq!(peers.establish(claimant), Some(owner));
         assert_eq!((peers.by_name(b"a"), peers.rival(b"a")), (Some(claimant), None));
-        let (_, unused) = peers.remove(owner).unwrap();
-        assert_eq!(unused, None, "the claimant still has the address");
-        let (_, unused) = peers.remove(claimant).unwrap();
-        assert_eq!(unused, Some(1));
+        assert!(peers.remove(owner).is_some());
+        assert_eq!(peers.release(b"a"), None, "the claimant still has the address");
+        assert!(peers.remove(claimant).is_some());
+        assert_eq!(peers.release(b"a"), Some(1));
     }
 }

@@ -131,9 +131,7 @@ impl Inner {
             }
             Message::Welcome(_) => self.owe(state, id, Owed::Pong { serial: 0 }),
             Message::Ping { serial } => self.owe(state, id, Owed::Pong { serial }),
-            Message::Pong { serial } => {
-                state.fenced.retain(|fenced| fenced.peer != id || fenced.serial > serial);
-            }
+            Message::Pong { serial } => self.ponged(state, id, serial),
             Message::Bye => self.close_peer(state, id, false, true),
             Message::Hello(_) => {}
         }
@@ -166,7 +164,7 @@ impl Inner {
                 return;
             }
         }
-        if state.peers.count() >= self.config.peers_max.min(PEERS_LIMIT)
+        if state.peers.count() + state.leaving.len() >= self.config.peers_max.min(PEERS_LIMIT)
             || state.peers.strangers() >= self.config.strangers_max
         {
             state.counters.peers_refused += 1;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daos_xstream::{FabricError, IoBuffer, Sink, Time};
+use daos_xstream::{Sink, Time};
 
 use crate::{
     inner::{Inner, State},
@@ -115,7 +115,7 @@ impl Inner {
 
     fn expire_transfers(&self, state: &mut State) {
         let now = state.now;
-        if state.transfers.count() == 0 {
+        if state.transfers.count() == 0 && state.fenced.is_empty() {
             return;
         }
         for id in state
@@ -123,18 +123,31 @@ impl Inner {
             .pick(|transfer| transfer.deadline <= now && !matches!(transfer.phase, Phase::Done(_)))
         {
             let Some(transfer) = state.transfers.get_mut(id) else { continue };
-            let (peer, length, posted) =
-                (transfer.peer, transfer.buffer.len(), matches!(transfer.phase, Phase::Posted));
-            if state.peers.get(peer).is_some() {
-                // Closing the connection is the only way to make libfabric let go of the buffer.
+            if state.peers.get(transfer.peer).is_some() {
+                let peer = transfer.peer;
                 self.close_peer(state, peer, true, true);
-            } else if posted && let Some(transfer) = state.transfers.get_mut(id) {
-                // The connection is closed and libfabric has still not said so. Whoever waits gets another buffer; the
-                // one that libfabric might write to stays until the endpoint is closed.
-                let lost = std::mem::replace(&mut transfer.buffer, IoBuffer::zeroed(length));
-                state.orphans.push(lost);
-                self.finish_transfer(state, id, Err(FabricError::PeerGone));
+            } else {
+                // libfabric might still write to the buffer: it stays in the table, and whoever waits gets another.
+                transfer.given_up = true;
+                transfer.deadline = Time::NEVER;
+                if let Some(waker) = transfer.waker.take() {
+                    waker.wake();
+                }
             }
+        }
+        // A ping that went down with a connection is not answered.
+        let mut doubtful = Vec::new();
+        for id in state.transfers.pick(|transfer| matches!(transfer.phase, Phase::Doubtful(_))) {
+            doubtful.extend(state.transfers.get_mut(id).map(|transfer| transfer.peer));
+        }
+        doubtful.dedup();
+        for peer in doubtful {
+            self.owe_ping(state, peer);
+        }
+        let mut fencing: Vec<_> = state.fenced.iter().map(|fenced| fenced.peer).collect();
+        fencing.dedup();
+        for peer in fencing {
+            self.owe_ping(state, peer);
         }
     }
 

@@ -26,6 +26,9 @@ pub(crate) enum Phase {
     Queued,
     /// libfabric has it.
     Posted,
+    /// It failed because the connection broke: the peer is dead, or it refused the transfer. Its answer to the ping of this
+    /// number, or none, will tell.
+    Doubtful(u64),
     /// It is over, and the buffer free.
     Done(Result<(), FabricError>),
 }
@@ -41,6 +44,8 @@ pub(crate) struct Transfer {
     pub(crate) waker: Option<Waker>,
     /// Nobody waits for it any more.
     pub(crate) abandoned: bool,
+    /// The peer is gone and libfabric has not let go of the buffer in good time: whoever waits gets another one.
+    pub(crate) given_up: bool,
 }
 
 /// Names a transfer: place and generation.
@@ -82,6 +87,14 @@ impl Transfers {
         self.get_mut(id)?;
         self.free.push(id.place);
         self.places[id.place as usize].1.take()
+    }
+
+    /// How many are given up.
+    pub(crate) fn given_up(&self) -> usize {
+        self.places
+            .iter()
+            .filter(|(_, transfer)| transfer.as_ref().is_some_and(|transfer| transfer.given_up))
+            .count()
     }
 
     /// How many there are.

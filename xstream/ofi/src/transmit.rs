@@ -102,8 +102,11 @@ impl Inner {
     pub(crate) fn sent(&self, state: &mut State, piece: usize) -> Option<PeerId> {
         let owner = *state.transmit_owner.get(piece)?;
         state.transmit_free.push(piece as u32);
-        let peer = state.peers.get_mut(owner)?;
-        peer.sends = peer.sends.saturating_sub(1);
+        let Some(peer) = state.peers.get_mut(owner) else {
+            self.left(state, owner);
+            return None;
+        };
+        peer.sends -= 1;
         Some(owner)
     }
 
@@ -172,6 +175,7 @@ impl Inner {
             deadline: state.now + self.config.transfer_timeout,
             waker: None,
             abandoned: false,
+            given_up: false,
         });
         if !self.post_transfer(state, transfer) {
             state.queued.push_back(transfer);
@@ -218,37 +222,60 @@ impl Inner {
         if matches!(transfer.phase, Phase::Done(_)) {
             return;
         }
+        let posted = matches!(transfer.phase, Phase::Posted);
         let (peer, waker, abandoned) = (transfer.peer, transfer.waker.take(), transfer.abandoned);
         if result.is_ok() {
             state.counters.transfers_done += 1;
         } else {
             state.counters.transfers_failed += 1;
         }
-        let peer_is_there =
-            state.peers.get_mut(peer).map(|peer| peer.transfers = peer.transfers.saturating_sub(1));
-        // Once the peer was given up, the outcome is that: what libfabric says of a closed connection is no news.
+        // Once the peer was given up, the outcome is that: what libfabric says of the connection is no news.
         transfer.phase =
-            Phase::Done(if peer_is_there.is_some() { result } else { Err(FabricError::PeerGone) });
+            Phase::Done(if state.peers.get(peer).is_some() { result } else { Err(FabricError::PeerGone) });
         if abandoned {
             state.transfers.remove(id);
         }
         if let Some(waker) = waker {
             waker.wake();
         }
+        match state.peers.get_mut(peer) {
+            Some(peer) => peer.transfers -= 1,
+            None if posted => self.left(state, peer),
+            None => {}
+        }
     }
 
-    /// libfabric reports that a transfer failed.
+    /// libfabric reports that a transfer failed: its buffer is ours again.
     pub(crate) fn fail_transfer(&self, state: &mut State, id: TransferId, error: i32) {
-        let refused = [fi::FI_EACCES, fi::FI_EINVAL, fi::FI_EKEYREJECTED, fi::FI_EREMOTEIO, fi::FI_EPERM];
-        let refused = refused.map(|code| code as i32).contains(&error) || error == fi::FI_ENOKEY as i32;
         let Some(transfer) = state.transfers.get_mut(id) else { return };
         let peer = transfer.peer;
         tracing::debug!(error = %crate::raw::describe(error), peer = peer.0, "a transfer failed");
-        if refused {
+        let refused =
+            [fi::FI_EACCES, fi::FI_EINVAL, fi::FI_EKEYREJECTED, fi::FI_EPERM].map(|code| code as i32);
+        if refused.contains(&error) || error == fi::FI_ENOKEY as i32 {
             self.finish_transfer(state, id, Err(FabricError::NotExposed));
-        } else {
+        } else if state.peers.get(peer).is_none() {
             self.finish_transfer(state, id, Err(FabricError::PeerGone));
-            self.close_peer(state, peer, false, true);
+        } else {
+            // The tcp provider answers a wrong key by closing the connection, which looks like death.
+            let serial = self.owe_ping(state, peer);
+            let deadline = state.now + self.config.stall_timeout;
+            if let Some(transfer) = state.transfers.get_mut(id) {
+                (transfer.phase, transfer.deadline) = (Phase::Doubtful(serial), deadline);
+            }
+        }
+    }
+
+    /// A peer has answered a ping, so it lives: transfers that failed before were refused, and buffers that it might have
+    /// been writing to are free.
+    pub(crate) fn ponged(&self, state: &mut State, id: PeerId, answered: u64) {
+        state.fenced.retain(|fenced| fenced.peer != id || fenced.serial > answered);
+        if state.transfers.count() == 0 {
+            return;
+        }
+        let settled = |phase: &Phase| matches!(phase, Phase::Doubtful(serial) if *serial <= answered);
+        for transfer in state.transfers.pick(|transfer| transfer.peer == id && settled(&transfer.phase)) {
+            self.finish_transfer(state, transfer, Err(FabricError::NotExposed));
         }
     }
 }

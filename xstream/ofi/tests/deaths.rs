@@ -120,7 +120,11 @@ fn killed_clients_leave_nothing_behind() {
     let mut connected = 0;
     for round in 0..ROUNDS {
         let mut children: Vec<Child> = (0..CLIENTS).map(|_| start_child(&address)).collect();
-        victims.serve(Duration::from_millis(150 + random.next_u64() % 200));
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while victims.node.fabric.counters().peers < CLIENTS as u64 && Instant::now() < give_up {
+            victims.serve(Duration::from_millis(5));
+        }
+        victims.serve(Duration::from_millis(random.next_u64() % 30));
         connected += victims.node.fabric.counters().peers;
         for mut child in children.drain(..) {
             victims.serve(Duration::from_millis(random.next_u64() % 8));
@@ -142,8 +146,15 @@ fn killed_clients_leave_nothing_behind() {
     }
     let counters = victims.node.fabric.counters();
     println!("{counters:?}, {} requests served, {connected} connections killed", victims.served);
-    assert!(connected as usize > ROUNDS, "the clients were killed before they did anything");
-    assert_eq!((counters.transfers, counters.buffers_lost), (0, 0));
+    assert!(
+        connected as usize > ROUNDS * CLIENTS * 9 / 10,
+        "the clients were killed before they did anything"
+    );
+    assert_eq!((counters.transfers, counters.buffers_lost, counters.connections_leaving), (0, 0, 0));
+    assert!(
+        counters.transfers_done > 0 && counters.transfers_failed > 0,
+        "kills that hit no transfer prove little"
+    );
     let client = Node::new(client_of(&address));
     common::join(victims.node, client, &address);
 }

@@ -223,19 +223,24 @@ impl Port {
         context: u64,
     ) -> Result<(), i32> {
         let (offset, key) = remote;
-        // SAFETY: the endpoint is open; the caller keeps the bytes. Offset and key mean something to the peer only.
-        outcome(unsafe {
-            fi::fi_write(
-                self.endpoint.as_ptr(),
-                bytes.cast(),
-                length,
-                ptr::null_mut(),
-                to,
-                offset,
-                key,
-                number(context),
-            )
-        })
+        let local = fi::iovec { iov_base: bytes.cast_mut().cast(), iov_len: length };
+        let target = fi::fi_rma_iov { addr: offset, len: length, key };
+        let message = fi::fi_msg_rma {
+            msg_iov: &local,
+            desc: ptr::null_mut(),
+            iov_count: 1,
+            addr: to,
+            rma_iov: &target,
+            rma_iov_count: 1,
+            context: number(context),
+            data: 0,
+        };
+        // Delivered, not just on its way: a connection that breaks in between is mended without a word, and an answer sent
+        // over the new one would then vouch for bytes that never arrived. It also tells of keys that the peer refuses.
+        let flags = u64::from(fi::FI_COMPLETION | fi::FI_DELIVERY_COMPLETE);
+        // SAFETY: the endpoint is open; the caller keeps the bytes, and the descriptions are only read during the call.
+        // Offset and key mean something to the peer only.
+        outcome(unsafe { fi::fi_writemsg(self.endpoint.as_ptr(), &message, flags) })
     }
 
     /// Moves libfabric forward and takes what has completed, at most `limit` entries.
