@@ -19,8 +19,10 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const SERVER: &str = "OFI_TEST_SERVER";
 const BULK: usize = 1 << 20;
+const CREDITS: usize = 32;
 
-/// Not a test of its own: what the child processes run. It floods the server with messages and exposed memory for ever.
+/// Not a test of its own: what the child processes run. It keeps the server busy with messages and exposed
+/// memory for ever, with no more unanswered than the credits of the layer above would allow.
 #[test]
 fn child() {
     let Ok(address) = std::env::var(SERVER) else { return };
@@ -33,13 +35,19 @@ fn child() {
         .map(|access| fabric.expose(server, IoBuffer::zeroed(BULK), access).expect("exposed"))
         .collect();
     let filler = vec![7; 3000];
+    let (mut sent, mut answered) = (0, 0);
     loop {
-        for exposed in &exposed {
-            let _ = fabric.send(server, &[fabric.remote(exposed).as_bytes()]);
+        if sent < answered + CREDITS {
+            for exposed in &exposed {
+                sent += usize::from(fabric.send(server, &[fabric.remote(exposed).as_bytes()]).is_ok());
+            }
+            sent += usize::from(fabric.send(server, &[&filler]).is_ok());
         }
-        let _ = fabric.send(server, &[&filler]);
         node.poll();
-        node.inbox.messages.clear();
+        answered += node.inbox.messages.drain(..).count();
+        if !node.inbox.closed.is_empty() {
+            return;
+        }
     }
 }
 
