@@ -14,7 +14,9 @@ use uuid::Uuid;
 
 use crate::{
     Anchor, Change, Conflict, ContainerUsage, Error, Fetched, Piece, Pool, Punch, RecordedExtent, Update,
-    ValueRef, destroy,
+    ValueRef,
+    blocks::{Pins, Reservation},
+    destroy,
     editor::{Cache, Editor},
     epochs,
     error::from_heap,
@@ -128,9 +130,9 @@ impl<E: Env> Container<E> {
     ) -> Result<(R, Sealed), X> {
         self.check()?;
         let mut failure = None;
-        let scratch = &self.0.scratch;
+        let (scratch, pins) = (&self.0.scratch, &self.0.pool.0.pins);
         let result = self.edit(|editor| {
-            change(&mut Batch { editor, scratch }).map_err(|error| {
+            change(&mut Batch { editor, scratch, pins }).map_err(|error| {
                 failure = Some(error);
                 Error::Invalid("the transaction was abandoned")
             })
@@ -146,20 +148,24 @@ impl<E: Env> Container<E> {
         let pool = &self.0.pool.0;
         let mut heap = pool.store.heap_mut();
         let mut cache = self.0.cache.borrow_mut();
+        let space = pool.blocks.as_ref().map(|blocks| blocks.space.borrow());
         let mut tx = heap.begin();
-        let mut editor = Editor::new(&mut tx, self.0.record, pool.seed, &mut cache);
+        let mut editor = Editor::new(&mut tx, self.0.record, pool.seed, &mut cache, space.as_deref());
         let result = change(&mut editor).and_then(|result| editor.finish().map(|()| result));
+        let (published, freed) = (std::mem::take(&mut editor.published), std::mem::take(&mut editor.freed));
         drop(editor);
-        let sealed = match result {
-            Ok(result) => tx.seal().map(|sealed| (result, sealed)).map_err(from_heap),
-            Err(error) => {
-                drop(tx);
-                Err(error)
+        let sealed = result.and_then(|result| tx.seal().map(|sealed| (result, sealed)).map_err(from_heap));
+        drop(space);
+        match &sealed {
+            Ok((_, sealed)) => {
+                published.iter().for_each(Reservation::published);
+                if let (false, Some(blocks)) = (freed.is_empty(), &pool.blocks) {
+                    let mut space = blocks.space.borrow_mut();
+                    freed.into_iter().for_each(|freed| space.settle(freed, *sealed));
+                }
             }
-        };
-        if sealed.is_err() {
             // The group that it remembers may have been made by what was undone.
-            cache.group = None;
+            Err(_) => cache.group = None,
         }
         sealed
     }
@@ -170,7 +176,7 @@ impl<E: Env> Container<E> {
         self.check()?;
         let pool = &self.0.pool.0;
         let heap = pool.store.heap();
-        read(view_of(&heap, self.0.record, pool.seed)?)
+        read(view_of(&heap, self.0.record, pool.seed, &pool.pins)?)
     }
 
     /// Fetches a single value: the newest change at or before `epoch`.
@@ -368,14 +374,16 @@ impl<E: Env> Container<E> {
     }
 }
 
-fn view_of(heap: &Heap, record: u64, seed: u64) -> Result<View<'_>, Error> {
-    Ok(View { heap, objects: *memory::read(heap, objects_place(record))?, seed })
+#[inline]
+fn view_of<'h>(heap: &'h Heap, record: u64, seed: u64, pins: &'h Rc<Pins>) -> Result<View<'h>, Error> {
+    Ok(View { heap, objects: *memory::read(heap, objects_place(record))?, seed, pins })
 }
 
 /// The changes of one transaction: see [`Container::transaction`].
 pub struct Batch<'b, 't, 'h> {
     editor: &'b mut Editor<'t, 'h>,
     scratch: &'b RefCell<Scratch>,
+    pins: &'b Rc<Pins>,
 }
 
 impl Batch<'_, '_, '_> {
@@ -432,6 +440,6 @@ impl Batch<'_, '_, '_> {
     }
 
     fn view(&self) -> Result<View<'_>, Error> {
-        view_of(self.editor.heap(), self.editor.container, self.editor.seed)
+        view_of(self.editor.heap(), self.editor.container, self.editor.seed, self.pins)
     }
 }

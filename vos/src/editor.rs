@@ -1,11 +1,14 @@
 //! A transaction over one container, and what every change needs: records placed in nests, groups, counts.
 
 use daos_types::{Cookie, Epoch};
-use daos_umem::{Heap, Transaction};
+use daos_umem::{
+    Heap, Transaction,
+    space::{Freed, SpaceMap},
+};
 
 use crate::{
     Error, StoredExtent,
-    blocks::Reservation,
+    blocks::{self, Reservation},
     groups, memory,
     records::{ContainerRecord, Counts, KeyRecord},
 };
@@ -35,10 +38,20 @@ pub(crate) struct Editor<'t, 'h> {
     pub freed_blocks: Vec<(u64, u64)>,
     /// Extents of the block tier that the transaction publishes.
     pub published: Vec<Reservation>,
+    /// The space of the block tier, if there is one.
+    space: Option<&'t SpaceMap>,
+    /// What the transaction frees there.
+    pub freed: Vec<Freed>,
 }
 
 impl<'t, 'h> Editor<'t, 'h> {
-    pub fn new(tx: &'t mut Transaction<'h>, container: u64, seed: u64, cache: &'t mut Cache) -> Self {
+    pub fn new(
+        tx: &'t mut Transaction<'h>,
+        container: u64,
+        seed: u64,
+        cache: &'t mut Cache,
+        space: Option<&'t SpaceMap>,
+    ) -> Self {
         Self {
             tx,
             container,
@@ -49,6 +62,8 @@ impl<'t, 'h> Editor<'t, 'h> {
             data_bytes: 0,
             freed_blocks: Vec::new(),
             published: Vec::new(),
+            space,
+            freed: Vec::new(),
         }
     }
 
@@ -90,12 +105,18 @@ impl<'t, 'h> Editor<'t, 'h> {
         if stored.is_published() || self.published.iter().any(|other| other.is(&stored.reservation)) {
             return Err(Error::Invalid("stored bytes can be named by one record only"));
         }
+        let space = self.space.ok_or(Error::Invalid("the pool has no block tier"))?;
+        stored.reservation.publish(space, self.tx)?;
         self.published.push(stored.reservation.clone());
         Ok(())
     }
 
     /// Writes the counts; the last step of a transaction.
     pub fn finish(&mut self) -> Result<(), Error> {
+        for extent in std::mem::take(&mut self.freed_blocks) {
+            let space = self.space.ok_or(Error::Corrupt { place: "block tier", position: extent.0 })?;
+            self.freed.push(blocks::free(space, self.tx, extent)?);
+        }
         if (self.objects, self.records, self.data_bytes) == (0, 0, 0) {
             return Ok(());
         }

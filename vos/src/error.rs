@@ -1,7 +1,8 @@
 //! What can go wrong in the store.
 
 use daos_types::{Cookie, Epoch};
-use daos_umem::HeapError;
+use daos_umem::{HeapError, StoreError};
+use daos_xstream::MediaError;
 
 /// Why the store did not do something. Unless a variant says otherwise nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +85,16 @@ pub(crate) fn from_heap(error: HeapError) -> Error {
 
 /// What an error of the store means here.
 #[cold]
-pub(crate) fn from_store(error: HeapError) -> Error {
-    from_heap(error)
+pub(crate) fn from_store(error: StoreError) -> Error {
+    match error {
+        StoreError::Heap(error) => from_heap(error),
+        StoreError::ReadOnly(_) | StoreError::Closed => Error::ReadOnly,
+        other => Error::Heap(other.to_string()),
+    }
+}
+
+/// What an error of the block tier's media means here.
+#[cold]
+pub(crate) fn from_media(error: MediaError) -> Error {
+    Error::Heap(format!("block tier: {error}"))
 }

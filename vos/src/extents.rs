@@ -43,8 +43,8 @@ use crate::{
     tree,
 };
 
-pub(crate) use data::{ExtentSource, check_inline, chunks_of, locate, owner_of, recorded_checksums};
-pub(crate) use resolve::{Scratch, Segment, highest_end, resolve};
+pub(crate) use data::{ExtentSource, check_inline, locate, owner_of, recorded_checksums};
+pub(crate) use resolve::{Scratch, highest_end, resolve};
 pub(crate) use write::{NewExtent, Source, insert, remove};
 
 /// The smallest block that holds `start..end` (not empty, `end` ≤ 2^63), by its number.

@@ -42,9 +42,7 @@ mod write;
 
 pub use blocks::{BlockRef, StoredExtent};
 pub use container::{ArrayKeys, Batch, Container};
-pub use daos_umem::{Persisted, Sealed};
-pub use store::MediaKind;
-mod store;
+pub use daos_umem::{MediaKind, Persisted, Sealed};
 pub use error::Error;
 pub use fetched::{
     Anchor, Change, ContainerUsage, Data, Fetched, Piece, PieceData, RecordedExtent, Usage, ValueRef,

@@ -2,16 +2,20 @@
 
 use std::{cell::Cell, mem::offset_of, rc::Rc};
 
-use crate::store::{MediaKind, Store, StoreOptions};
-use daos_umem::{Heap, Off, Persisted, Sealed, Transaction};
-use daos_xstream::{Env, Rng, Spawn};
+use daos_types::Checksum;
+use daos_umem::{
+    Heap, MediaKind, Off, Persisted, Sealed, Store, StoreOptions, Transaction,
+    space::{SpaceMap, SpaceRoot},
+};
+use daos_xstream::{BLOCK_BYTES, Env, IoBuffer, Media, OpenOptions, Rng, Spawn};
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::{
-    Container, Error, Usage,
-    error::{from_heap, from_store},
-    memory,
+    BlockRef, Checksums, Container, Error, StoredExtent, Usage,
+    blocks::{BlockTier, Pins},
+    error::{from_heap, from_media, from_store},
+    extents, memory,
     records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, PoolRoot},
     tree::{self, Bound, Probe},
 };
@@ -31,6 +35,10 @@ pub struct PoolOptions {
     pub block_bytes: u64,
 }
 
+fn blocks_file(directory: &str) -> String {
+    format!("{directory}/blocks")
+}
+
 /// A vpool. A handle: clones share it.
 pub struct Pool<E: Env>(pub(crate) Rc<Inner<E>>);
 
@@ -41,6 +49,8 @@ pub(crate) struct Inner<E: Env> {
     pub seed: u64,
     /// Offset of the [`PoolRoot`].
     pub root: u64,
+    pub blocks: Option<BlockTier<E>>,
+    pub pins: Rc<Pins>,
     /// Counts containers removed, so that handles of destroyed containers find out.
     pub generation: Cell<u64>,
 }
@@ -54,13 +64,22 @@ impl<E: Env> Clone for Pool<E> {
 impl<E: Env> Pool<E> {
     /// Makes a pool in `directory` of the world's media, and opens it. Durable on return.
     pub async fn create(env: &E, directory: &str, options: PoolOptions) -> Result<Self, Error> {
-        let PoolOptions { uuid, media, heap_bytes, log_bytes, block_bytes: _ } = options;
+        let PoolOptions { uuid, media, heap_bytes, log_bytes, block_bytes } = options;
+        let block_bytes = block_bytes.next_multiple_of(BLOCK_BYTES as u64);
+        if block_bytes > 0 {
+            let open = OpenOptions { create_new: true, size: block_bytes, preallocate: false };
+            env.media().open(&blocks_file(directory), open).await.map_err(from_media)?;
+        }
         let store = Store::create(env, directory, StoreOptions { uuid, media, heap_bytes, log_bytes })
             .await
             .map_err(from_store)?;
         let sealed = {
             let mut heap = store.heap_mut();
             let mut tx = heap.begin();
+            let space = match block_bytes / BLOCK_BYTES as u64 {
+                0 => Off::NULL,
+                blocks => SpaceMap::create(&mut tx, blocks).map_err(from_heap)?,
+            };
             let root = PoolRoot {
                 magic: POOL_MAGIC,
                 version: POOL_VERSION,
@@ -68,23 +87,25 @@ impl<E: Env> Pool<E> {
                 seed: env.rng().next_u64(),
                 containers: 0,
                 container_count: 0,
+                block_bytes,
+                space: space.raw(),
             };
             let place = tx.allocate(&root).map_err(from_heap)?;
             tx.set_root(place).map_err(from_heap)?;
             tx.seal().map_err(from_heap)?
         };
         let _ = store.persisted(sealed).await.map_err(from_store)?;
-        Self::from_store(env, store).await
+        Self::from_store(env, directory, store).await
     }
 
     /// Opens the pool in `directory`, and finishes the discards and destructions that a crash interrupted.
     pub async fn open(env: &E, directory: &str) -> Result<Self, Error> {
         let store = Store::open(env, directory).await.map_err(from_store)?;
-        Self::from_store(env, store).await
+        Self::from_store(env, directory, store).await
     }
 
-    async fn from_store(env: &E, store: Store<E>) -> Result<Self, Error> {
-        let (uuid, seed, root) = {
+    async fn from_store(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
+        let (uuid, seed, root, space) = {
             let heap = store.heap();
             let off: Off<PoolRoot> = heap.root();
             let root: &PoolRoot = memory::read(&heap, off.raw())?;
@@ -94,10 +115,34 @@ impl<E: Env> Pool<E> {
             if root.version != POOL_VERSION {
                 return Err(Error::UnknownFormat { found: root.version, known: POOL_VERSION });
             }
-            (Uuid::from_bytes(root.uuid), root.seed, off.raw())
+            let space: Off<SpaceRoot> = Off::new(root.space);
+            let space = match root.block_bytes {
+                0 => None,
+                bytes => Some((bytes, SpaceMap::open(&heap, space).map_err(from_heap)?)),
+            };
+            (Uuid::from_bytes(root.uuid), root.seed, off.raw(), space)
         };
-        let pool =
-            Self(Rc::new(Inner { env: env.clone(), store, uuid, seed, root, generation: Cell::new(0) }));
+        let blocks = match space {
+            None => None,
+            Some((bytes, space)) => {
+                let file = env.media().open(&blocks_file(directory), OpenOptions::default()).await;
+                let file = file.map_err(from_media)?;
+                if daos_xstream::MediaFile::size(&file) < bytes {
+                    return Err(Error::Corrupt { place: "size of the block file", position: bytes });
+                }
+                Some(BlockTier::new(file, space))
+            }
+        };
+        let pool = Self(Rc::new(Inner {
+            env: env.clone(),
+            store,
+            uuid,
+            seed,
+            root,
+            blocks,
+            pins: Rc::default(),
+            generation: Cell::new(0),
+        }));
         for (uuid, record) in pool.container_records()? {
             let (discards, destroying) = {
                 let heap = pool.0.store.heap();
@@ -142,6 +187,72 @@ impl<E: Env> Pool<E> {
     /// Waits until the log has room for a change. Await it after [`Error::LogFull`].
     pub async fn log_space(&self) -> Result<(), Error> {
         self.0.store.log_space().await.map_err(from_store)
+    }
+
+    /// Writes a single value to the block tier; its checksum is verified first. The bytes are durable on return, and free
+    /// again if no update names them. The buffer comes back.
+    pub async fn store_value(
+        &self,
+        buffer: IoBuffer,
+        checksum: Checksum,
+    ) -> (IoBuffer, Result<StoredExtent, Error>) {
+        if buffer.is_empty() || crc32c::crc32c(buffer.as_slice()) != checksum.0 {
+            let error = Error::BadChecksum { place: "data to be written", position: 0 };
+            return (buffer, Err(error));
+        }
+        self.store_checked(buffer, (0, 0), Box::new([checksum])).await
+    }
+
+    /// Writes an extent that belongs at `offset` of an array to the block tier; its checksums are verified first. Otherwise
+    /// as [`store_value`](Self::store_value).
+    pub async fn store(
+        &self,
+        buffer: IoBuffer,
+        offset: u64,
+        checksums: Checksums<'_>,
+    ) -> (IoBuffer, Result<StoredExtent, Error>) {
+        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= crate::ARRAY_BYTES_MAX);
+        let Some(end) = end.filter(|&end| end > offset) else {
+            return (buffer, Err(Error::Invalid("an extent is empty or reaches beyond 2^63")));
+        };
+        if let Err(error) = extents::check_inline(&(offset..end), &checksums, Some(buffer.as_slice())) {
+            return (buffer, Err(error));
+        }
+        let chunk = (checksums.chunk_bytes, offset % u64::from(checksums.chunk_bytes));
+        self.store_checked(buffer, chunk, checksums.chunks.into()).await
+    }
+
+    async fn store_checked(
+        &self,
+        buffer: IoBuffer,
+        chunk: (u32, u64),
+        checksums: Box<[Checksum]>,
+    ) -> (IoBuffer, Result<StoredExtent, Error>) {
+        let Some(blocks) = &self.0.blocks else {
+            return (buffer, Err(Error::Invalid("the pool has no block tier")));
+        };
+        let bytes = buffer.len() as u64;
+        blocks.reclaim(&self.0.store, &self.0.pins);
+        let mut reservation = blocks.reserve(bytes);
+        if reservation.is_none() && blocks.space.borrow().settling_blocks() > 0 {
+            if let Err(error) = self.flush().await {
+                return (buffer, Err(error));
+            }
+            blocks.reclaim(&self.0.store, &self.0.pins);
+            reservation = blocks.reserve(bytes);
+        }
+        match reservation {
+            Some(reservation) => blocks.write(reservation, buffer, chunk, checksums).await,
+            None => (buffer, Err(Error::NoSpace("block tier"))),
+        }
+    }
+
+    /// Loads bytes from the block tier and verifies their checksums.
+    pub async fn load(&self, place: &BlockRef) -> Result<IoBuffer, Error> {
+        match &self.0.blocks {
+            Some(blocks) => place.load(blocks).await,
+            None => Err(Error::Invalid("the pool has no block tier")),
+        }
     }
 
     /// Makes a container. [`Error::Exists`] if there is one with this UUID.
@@ -225,8 +336,14 @@ impl<E: Env> Pool<E> {
         Ok(Usage {
             arena_bytes: used + free,
             arena_bytes_free: free,
-            block_bytes: 0,
-            block_bytes_free: 0,
+            block_bytes: root.block_bytes,
+            block_bytes_free: match &self.0.blocks {
+                None => 0,
+                Some(blocks) => {
+                    let used = blocks.space.borrow().used_blocks(&heap).map_err(from_heap)?;
+                    root.block_bytes.saturating_sub(used * BLOCK_BYTES as u64)
+                }
+            },
             containers: root.container_count,
         })
     }

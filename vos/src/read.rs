@@ -7,13 +7,14 @@
 //! the first is a miss and the others are asked for at the same time): three misses that wait for each other. A batch
 //! takes each of these steps for all of its requests before the next, so that the misses of one step overlap.
 
-use std::{mem::offset_of, ops::Range};
+use std::{mem::offset_of, ops::Range, rc::Rc};
 
 use daos_types::{Checksum, Epoch, ObjectId, ObjectType};
 use daos_umem::Heap;
 
 use crate::{
     ARRAY_BYTES_MAX, BlockRef, Data, Error, Fetched, Piece, PieceData, ValueRef,
+    blocks::Pins,
     extents::{self, ExtentSource, Holder, Scratch},
     keys::{self, dkey_punches, punched_at},
     memory,
@@ -29,6 +30,7 @@ pub(crate) struct View<'h> {
     /// Root word of the tree of objects.
     pub objects: u64,
     pub seed: u64,
+    pub pins: &'h Rc<Pins>,
 }
 
 /// Which single value to fetch.
@@ -106,7 +108,8 @@ impl<'h> View<'h> {
         let data = if version.flags & STORED != 0 {
             let position = versions::stored_position(self.heap, place)?;
             let chunks = vec![(version.length, checksum)];
-            Data::Stored(BlockRef::new(position, 0, u64::from(version.length), chunks))
+            let place = (position, 0, u64::from(version.length));
+            Data::Stored(BlockRef::new((self.pins, self.heap.sealed()), place, chunks))
         } else {
             let bytes = versions::inline_bytes(self.heap, place)?;
             if crc32c::crc32c(bytes) != version.checksum {
@@ -187,12 +190,34 @@ impl<'h> View<'h> {
                 let at = Epoch(memory::read::<Extent>(self.heap, segment.extent)?.epoch);
                 match extents::locate(self.heap, segment.extent, range.clone())? {
                     ExtentSource::Punched => Fetched::Punched(at),
-                    source => Fetched::Value(PieceData { epoch: at, data: data_of(source, &range) }),
+                    source => Fetched::Value(PieceData { epoch: at, data: self.data_of(source, &range) }),
                 }
             };
             visit(Piece { range, content })?;
         }
         Ok(())
+    }
+
+    fn data_of(&self, source: ExtentSource<'h>, range: &Range<u64>) -> Data<'h> {
+        match source {
+            ExtentSource::Inline(bytes) => Data::Inline(bytes),
+            ExtentSource::Punched => Data::Inline(&[]),
+            ExtentSource::Stored { position, skip, covering, checksums: (chunk_bytes, checksums) } => {
+                let chunk = u64::from(chunk_bytes);
+                let mut start = covering.0;
+                let chunks = checksums
+                    .iter()
+                    .map(|&checksum| {
+                        let end = ((start / chunk + 1) * chunk).min(covering.1);
+                        let length = (end - start) as u32;
+                        start = end;
+                        (length, Checksum(checksum))
+                    })
+                    .collect();
+                let place = (position, skip, range.end - range.start);
+                Data::Stored(BlockRef::new((self.pins, self.heap.sealed()), place, chunks))
+            }
+        }
     }
 
     /// The end of the last byte of data of an array; 0 if there is none.
@@ -263,27 +288,6 @@ fn find_akey(heap: &Heap, class: Keys, root: u64, akey: &[u8]) -> Result<Option<
 
 fn punched_or_miss<T>(hidden: u64) -> Fetched<T> {
     if hidden == 0 { Fetched::Miss } else { Fetched::Punched(Epoch(hidden)) }
-}
-
-fn data_of<'h>(source: ExtentSource<'h>, range: &Range<u64>) -> Data<'h> {
-    match source {
-        ExtentSource::Inline(bytes) => Data::Inline(bytes),
-        ExtentSource::Punched => Data::Inline(&[]),
-        ExtentSource::Stored { position, skip, covering, checksums: (chunk_bytes, checksums) } => {
-            let chunk = u64::from(chunk_bytes);
-            let mut start = covering.0;
-            let chunks = checksums
-                .iter()
-                .map(|&checksum| {
-                    let end = ((start / chunk + 1) * chunk).min(covering.1);
-                    let length = (end - start) as u32;
-                    start = end;
-                    (length, Checksum(checksum))
-                })
-                .collect();
-            Data::Stored(BlockRef::new(position, skip, range.end - range.start, chunks))
-        }
-    }
 }
 
 /// Place of the root word of the tree of objects in a container record.

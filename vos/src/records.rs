@@ -38,6 +38,9 @@ pub(crate) struct PoolRoot {
     /// Tree of containers.
     pub containers: u64,
     pub container_count: u64,
+    /// Bytes of the block tier, and the root of its space map; 0 without one.
+    pub block_bytes: u64,
+    pub space: u64,
 }
 
 pub(crate) const POOL_MAGIC: u64 = u64::from_le_bytes(*b"daosvos\0");
@@ -303,7 +306,7 @@ macro_rules! stamped {
         }
     )*};
 }
-stamped!(Version, Extent, PunchRecord);
+stamped!(Version, PunchRecord);
 
 /// The parts of an object ID.
 pub(crate) fn object_id(object: &ObjectRecord, position: u64) -> Result<ObjectId, Error> {

@@ -7,7 +7,7 @@
 
 use std::mem::offset_of;
 
-use daos_types::{Checksum, Cookie, Epoch, Writer};
+use daos_types::{Checksum, Epoch, Writer};
 use daos_umem::Heap;
 use zerocopy::IntoBytes;
 
@@ -236,9 +236,4 @@ pub(crate) fn remove_if(
     editor.count_record(-1, -i64::from(version.length));
     editor.release_below(Some(key), place)?;
     Ok(true)
-}
-
-/// Whether a change belongs to a cookie.
-pub(crate) fn of_cookie(cookie: Cookie) -> impl Fn(&Version) -> bool {
-    move |version| version.cookie == cookie.0
 }

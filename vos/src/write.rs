@@ -147,7 +147,10 @@ fn content_of<'a>(value: Option<&Value<'a>>) -> Result<Content<'a>, Error> {
         Some(Value::Stored(stored)) => {
             let length = u32::try_from(stored.length)
                 .map_err(|_| Error::Invalid("a single value is longer than 4 GiB"))?;
-            Content::Stored(stored.position, length, stored.whole)
+            let [checksum] = stored.checksums[..] else {
+                return Err(Error::Invalid("a single value on the block tier has one checksum"));
+            };
+            Content::Stored(stored.position, length, checksum)
         }
     })
 }
@@ -254,6 +257,9 @@ fn write_extent(
     let range = extent_range(update.offset, length)?;
     match source {
         Source::Inline(bytes, checksums) => extents::check_inline(&range, &checksums, Some(bytes))?,
+        Source::Stored(..) if !stored_for(stored, update.offset) => {
+            return Err(Error::Invalid("the bytes were stored for another offset"));
+        }
         Source::Stored(_, checksums) => extents::check_inline(&range, &checksums, None)?,
         Source::Punched => {}
     }
@@ -263,6 +269,14 @@ fn write_extent(
         editor.publish(stored)?;
     }
     Ok(())
+}
+
+/// Whether bytes were stored with the chunks of an extent at `offset`.
+fn stored_for(stored: Option<&crate::StoredExtent>, offset: u64) -> bool {
+    stored.is_some_and(|stored| {
+        let chunk = u64::from(stored.chunk_bytes);
+        chunk != 0 && offset % chunk == stored.chunk_offset
+    })
 }
 
 fn extent_range(offset: u64, length: u64) -> Result<std::ops::Range<u64>, Error> {

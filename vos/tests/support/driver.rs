@@ -6,8 +6,8 @@ use daos_types::{
     Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
 };
 use daos_vos::{
-    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, FetchRequest,
-    Fetched, KeyUpdate, Punch, Update, Value,
+    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate,
+    FetchRequest, Fetched, KeyUpdate, Punch, Update, Value,
 };
 use daos_xstream::Env;
 
@@ -45,7 +45,8 @@ fn key(random: &mut Random, order: KeyOrder) -> Vec<u8> {
     match order {
         KeyOrder::Integer => (number * 7).to_le_bytes().to_vec(),
         _ if number == 0 => Vec::new(),
-        _ => format!("a key with more than sixteen bytes {number}").as_bytes()[..12 + number as usize * 5].to_vec(),
+        _ => format!("a key with more than sixteen bytes {number}").as_bytes()[..12 + number as usize * 5]
+            .to_vec(),
     }
 }
 
@@ -265,7 +266,8 @@ pub fn compare<E: Env>(
     }
     for name in reference.arrays.keys() {
         let id = ids[name.0];
-        let keys = (id.object_type() == ObjectType::Document).then_some((name.1.as_slice(), name.2.as_slice()));
+        let keys =
+            (id.object_type() == ObjectType::Document).then_some((name.1.as_slice(), name.2.as_slice()));
         let wanted = reference.bytes(name, 0..ARRAY_BYTES, epoch);
         let start = epoch * 37 % 500;
         let mut position = start;
@@ -328,7 +330,9 @@ fn compare_lists<E: Env>(
         let mut listed = Vec::new();
         let mut anchor = Anchor::default();
         while !anchor.at_end() {
-            container.enumerate_keys(*id, at, &mut anchor, 2, |key| listed.push(key.to_vec())).map_err(text)?;
+            container
+                .enumerate_keys(*id, at, &mut anchor, 2, |key| listed.push(key.to_vec()))
+                .map_err(text)?;
         }
         if id.dkey_order() == KeyOrder::Lexical && !listed.is_sorted() {
             return Err(format!("at {at}: keys out of order: {listed:?}"));

@@ -83,7 +83,13 @@ impl Reference {
         Ok(())
     }
 
-    pub fn write(&mut self, name: &Name, by: By, range: Range<u64>, bytes: Option<Vec<u8>>) -> Result<(), ()> {
+    pub fn write(
+        &mut self,
+        name: &Name,
+        by: By,
+        range: Range<u64>,
+        bytes: Option<Vec<u8>>,
+    ) -> Result<(), ()> {
         self.check_punches(name, by)?;
         let pieces = self.arrays.entry(name.clone()).or_default().entry(by.epoch).or_default();
         let mut gaps = vec![range.clone()];
@@ -129,9 +135,8 @@ impl Reference {
         if !by.rebuild {
             let values = self.values.iter().filter(|(name, _)| below(name));
             let arrays = self.arrays.iter().filter(|(name, _)| below(name));
-            let dkeys = self.punches.iter().filter(|((of, at), _)| {
-                *of == object && at.is_some() && dkey.is_none()
-            });
+            let dkeys =
+                self.punches.iter().filter(|((of, at), _)| *of == object && at.is_some() && dkey.is_none());
             if values.flat_map(|(_, history)| history.get(&by.epoch)).any(|(stamp, _)| other(stamp.0))
                 || arrays
                     .flat_map(|(_, history)| history.get(&by.epoch))
