@@ -28,6 +28,9 @@ use slab::Slab;
 /// Marks the user data of a poll on a descriptor; the rest is its index.
 const DESCRIPTOR: u64 = 1 << 63;
 
+/// Marks the user data of the flush that follows a durable write; the rest is the operation's key.
+const FLUSH: u64 = 1 << 62;
+
 /// What an operation keeps alive while the kernel works on it, and gives back at its end.
 #[derive(Default)]
 pub(crate) struct Held {
@@ -63,12 +66,17 @@ impl Transfer {
         // SAFETY: `done <= length`, and `address` starts `length` bytes of the buffer that the slot holds.
         let address = unsafe { self.address.add(self.done as usize) };
         let (length, offset) = (self.length - self.done, self.offset + u64::from(self.done));
-        if self.write {
-            let flags = if self.durable { libc::RWF_DSYNC } else { 0 };
-            opcode::Write::new(file, address, length).offset(offset).rw_flags(flags).build()
-        } else {
-            opcode::Read::new(file, address, length).offset(offset).build()
+        if !self.write {
+            return opcode::Read::new(file, address, length).offset(offset).build();
         }
+        let write = opcode::Write::new(file, address, length).offset(offset).build();
+        if self.durable { write.flags(squeue::Flags::IO_LINK) } else { write }
+    }
+
+    /// The flush that a durable write is linked with: the kernel starts it when the write is done, and cancels it when
+    /// the write was not done in full.
+    fn flush(&self) -> squeue::Entry {
+        opcode::Fsync::new(types::Fd(self.file)).flags(types::FsyncFlags::DATASYNC).build()
     }
 }
 
@@ -83,6 +91,33 @@ struct Operation {
     state: State,
     held: Held,
     transfer: Option<Transfer>,
+    /// Entries that have not completed: two for a durable write.
+    entries: u8,
+    /// What the kernel answered to the operation, and to the flush linked with it.
+    result: i32,
+    flushed: i32,
+}
+
+/// Entries that enter the kernel together: a link does not reach from one submission into the next.
+struct Queued {
+    first: squeue::Entry,
+    second: Option<squeue::Entry>,
+}
+
+impl Queued {
+    fn one(entry: squeue::Entry, key: usize) -> Self {
+        Self { first: entry.user_data(key as u64), second: None }
+    }
+
+    /// A transfer, or what is left of it.
+    fn transfer(transfer: &Transfer, key: usize) -> Self {
+        let flush = transfer.durable.then(|| transfer.flush().user_data(key as u64 | FLUSH));
+        Self { first: transfer.entry().user_data(key as u64), second: flush }
+    }
+
+    fn entries(&self) -> u8 {
+        1 + u8::from(self.second.is_some())
+    }
 }
 
 /// What has happened on the ring since the xstream started.
@@ -103,7 +138,7 @@ pub(crate) struct Ring {
     uring: RefCell<IoUring>,
     operations: RefCell<Slab<Operation>>,
     /// Entries that wait for a round to end, or for room.
-    queued: RefCell<VecDeque<squeue::Entry>>,
+    queued: RefCell<VecDeque<Queued>>,
     watched: RefCell<Vec<Watched>>,
     /// Operations that the kernel has and has not completed.
     in_flight: Cell<u32>,
@@ -146,20 +181,28 @@ impl Ring {
 
     /// Reads or writes the buffer of `held`.
     pub(crate) fn transfer(self: &Rc<Self>, transfer: Transfer, held: Held) -> Completion {
-        self.start(transfer.entry(), held, Some(transfer))
+        self.start(held, Some(transfer), |key| Queued::transfer(&transfer, key))
     }
 
     /// Starts an operation. What `entry` points to must be owned by `held`, on the heap.
     pub(crate) fn operate(self: &Rc<Self>, entry: squeue::Entry, held: Held) -> Completion {
-        self.start(entry, held, None)
+        self.start(held, None, |key| Queued::one(entry, key))
     }
 
-    fn start(self: &Rc<Self>, entry: squeue::Entry, held: Held, transfer: Option<Transfer>) -> Completion {
-        let operation = Operation { state: State::Waiting(None), held, transfer };
+    fn start(
+        self: &Rc<Self>,
+        held: Held,
+        transfer: Option<Transfer>,
+        queued: impl FnOnce(usize) -> Queued,
+    ) -> Completion {
+        let state = State::Waiting(None);
+        let operation = Operation { state, held, transfer, entries: 0, result: 0, flushed: 0 };
         let key = self.operations.borrow_mut().insert(operation);
+        let queued = queued(key);
+        self.operations.borrow_mut()[key].entries = queued.entries();
         self.count(|counters| counters.operations += 1);
         let alone = self.is_idle();
-        self.queued.borrow_mut().push_back(entry.user_data(key as u64));
+        self.queued.borrow_mut().push_back(queued);
         if alone {
             self.submit();
         }
@@ -177,16 +220,16 @@ impl Ring {
             let mut pushed = 0;
             {
                 let mut submission = uring.submission();
-                while self.in_flight.get() + pushed < self.in_flight_max
-                    && let Some(entry) = queued.front()
+                while self.in_flight.get() + pushed + 2 <= self.in_flight_max
+                    && submission.capacity() - submission.len() >= 2
+                    && let Some(Queued { first, second }) = queued.pop_front()
                 {
-                    // SAFETY: the slot named by the entry's user data owns all that the entry points to, and stays until
-                    // the completion is reaped.
-                    if unsafe { submission.push(entry) }.is_err() {
-                        break;
+                    for entry in [Some(first), second].into_iter().flatten() {
+                        // SAFETY: the slot named by the entry's user data owns all that the entry points to, and stays
+                        // until the completion is reaped.
+                        unsafe { submission.push(&entry) }.expect("room for two was seen");
+                        pushed += 1;
                     }
-                    queued.pop_front();
-                    pushed += 1;
                 }
             }
             self.in_flight.set(self.in_flight.get() + pushed);
@@ -219,21 +262,27 @@ impl Ring {
                 self.watched.borrow_mut()[(user_data & !DESCRIPTOR) as usize].armed = false;
             } else {
                 self.in_flight.set(self.in_flight.get() - 1);
-                self.complete(user_data as usize, completion.result());
+                self.complete((user_data & !FLUSH) as usize, user_data & FLUSH != 0, completion.result());
             }
             ended += 1;
         }
     }
 
-    fn complete(&self, key: usize, result: i32) {
+    fn complete(&self, key: usize, is_flush: bool, result: i32) {
         let mut operations = self.operations.borrow_mut();
         let operation = &mut operations[key];
-        let result = match continued(operation.transfer.as_mut(), result) {
-            Progress::Again(entry) => {
-                self.queued.borrow_mut().push_back(entry.user_data(key as u64));
+        *(if is_flush { &mut operation.flushed } else { &mut operation.result }) = result;
+        operation.entries -= 1;
+        if operation.entries > 0 {
+            return;
+        }
+        let result = match next_step(operation, key) {
+            Step::Again(queued) => {
+                operation.entries = queued.entries();
+                self.queued.borrow_mut().push_back(queued);
                 return;
             }
-            Progress::Ended(result) => result,
+            Step::Ended(result) => result,
         };
         match std::mem::replace(&mut operation.state, State::Done(result)) {
             State::Waiting(waker) => {
@@ -313,31 +362,39 @@ impl Drop for Ring {
     }
 }
 
-enum Progress {
-    Again(squeue::Entry),
+enum Step {
+    Again(Queued),
     Ended(i32),
 }
 
-/// Whether an operation that the kernel answered with `result` is over.
-fn continued(transfer: Option<&mut Transfer>, result: i32) -> Progress {
-    let Some(transfer) = transfer else { return Progress::Ended(result) };
-    match result {
+/// What follows once the kernel has answered all entries of an operation.
+fn next_step(operation: &mut Operation, key: usize) -> Step {
+    let Some(transfer) = &mut operation.transfer else { return Step::Ended(operation.result) };
+    match operation.result {
         // Nothing moved, and the kernel says that it would work now or later.
-        code if code == -libc::EAGAIN || code == -libc::EINTR => Progress::Again(transfer.entry()),
-        code if code < 0 => Progress::Ended(code),
+        code if may_repeat(code) => return Step::Again(Queued::transfer(transfer, key)),
+        code if code < 0 => return Step::Ended(code),
         // The end of the file lies inside the transfer (a file that somebody cut), or the device takes no more.
-        0 if transfer.length > transfer.done => {
-            Progress::Ended(if transfer.write { -libc::ENOSPC } else { -libc::EIO })
+        0 if transfer.done < transfer.length => {
+            return Step::Ended(if transfer.write { -libc::ENOSPC } else { -libc::EIO });
         }
-        moved => {
-            transfer.done += moved as u32;
-            if transfer.done < transfer.length {
-                Progress::Again(transfer.entry())
-            } else {
-                Progress::Ended(0)
-            }
-        }
+        moved => transfer.done += moved as u32,
     }
+    operation.result = 0;
+    if transfer.done < transfer.length {
+        return Step::Again(Queued::transfer(transfer, key));
+    }
+    match operation.flushed {
+        // The bytes are there; only the flush is to be had again.
+        code if may_repeat(code) || code == -libc::ECANCELED => {
+            Step::Again(Queued::one(transfer.flush(), key | FLUSH as usize))
+        }
+        code => Step::Ended(code.min(0)),
+    }
+}
+
+fn may_repeat(code: i32) -> bool {
+    code == -libc::EAGAIN || code == -libc::EINTR
 }
 
 /// The end of an operation. Dropping it leaves the operation going on.
