@@ -4,10 +4,10 @@
 #![allow(clippy::disallowed_methods, reason = "this measures the real world")]
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     rc::Rc,
-    task::Poll,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use hdrhistogram::Histogram;
 type World = UringEnv<NoFabric>;
 
 #[derive(Default)]
-struct Answers(Cell<u64>);
+struct Answers(Cell<u64>, RefCell<Option<Waker>>);
 
 fn main() {
     let mut config = Config::new(2, std::env::temp_dir());
@@ -93,15 +93,22 @@ async fn ping(env: &World) {
         let answer = Box::new(|env: &World| {
             let answers = env.locals().get::<Answers>().expect("made at the start");
             answers.0.set(answers.0.get() + 1);
+            answers.1.take().into_iter().for_each(Waker::wake);
         });
         let mut sending = Box::pin(env.mailbox().send(CoreId(0), answer));
         let sent = sending.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
         assert_eq!(sent, Poll::Ready(Ok(())), "one message fits");
     });
     env.mailbox().send(CoreId(1), work).await.expect("the peer lives");
-    while answers.0.get() == before {
-        env.scheduler().yield_now().await;
-    }
+    // Waiting, not polling: the core is then free to look at its rings over and over.
+    std::future::poll_fn(|context| {
+        if answers.0.get() > before {
+            return Poll::Ready(());
+        }
+        *answers.1.borrow_mut() = Some(context.waker().clone());
+        Poll::Pending
+    })
+    .await;
 }
 
 fn each(name: &str, count: u32, mut operation: impl FnMut()) {
