@@ -8,6 +8,7 @@
 //! * Sans-IO cores, usable without any world: [`pool_map`], [`epochs`], [`access`].
 //! * [`client`]: pools, containers and objects as callers see them.
 //! * [`rpc`]: what travels between the halves, parsed so that what exists is valid.
+//! * `service` (feature `service`): the service half.
 //!
 //! # Invariants
 //!
@@ -25,6 +26,8 @@ pub mod client;
 pub mod epochs;
 pub mod pool_map;
 pub mod rpc;
+#[cfg(feature = "service")]
+pub mod service;
 
 #[cfg(test)]
 mod golden;

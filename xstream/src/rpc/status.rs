@@ -45,6 +45,8 @@ statuses! {
     NO_MEMORY = 12, "out of memory";
     /// EACCES: the credentials do not suffice. Nothing changed.
     ACCESS_DENIED = 13, "access denied";
+    /// EBUSY: somebody uses it. Nothing changed; a retry helps once they have let go, or with force.
+    IN_USE = 16, "in use";
     /// EEXIST: what was to be created is there already.
     EXISTS = 17, "exists already";
     /// ENOTDIR: a path leads through something that is no directory.

@@ -1,0 +1,527 @@
+//! Containers of a pool: made, opened, closed, destroyed; their epochs, snapshots and attributes.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use daos_types::{Cookie, Epoch, EpochRange};
+use daos_xstream::{Env, Rng, rpc::Status, timeout};
+use uuid::Uuid;
+
+use super::{
+    Batch, Table,
+    control::{Ask, Control, answer},
+    records::{self, ContainerRecord, Kind},
+    refusal::Refusal,
+    state::{ContainerState, OpenHandle, PoolState, permit},
+    target::{all_or_first_error, on_all_targets},
+};
+use crate::{
+    access::{Acl, Capabilities, Ownership},
+    epochs::{ContainerEpochs, EpochState},
+    rpc::{
+        container,
+        control::{
+            ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, AttributesGet, AttributesReply,
+            AttributesSet, COMMIT_HANDLES_MAX, ContainerCreate, ContainerDestroy, ContainerOpen,
+            ContainerOpened, ContainerQueryReply, EpochCommit, EpochDiscard, EpochRequest, Name,
+            SnapshotList,
+        },
+    },
+};
+
+impl<E: Env> Control<E> {
+    pub(super) async fn container(self: &Rc<Self>, ask: &Ask<E>) -> Result<Vec<u8>, Refusal> {
+        match ask.procedure {
+            container::CREATE => answer(&self.container_create(ask).await?),
+            container::DESTROY => answer(&self.container_destroy(ask).await?),
+            container::OPEN => answer(&self.open(ask).await?),
+            container::CLOSE => match self.pool_of(ask.handle, &ask.responder) {
+                Ok(pool) => answer(&self.close(&pool, ask.handle).await?),
+                // It was closed, and the reply was lost.
+                Err(_) => answer(&()),
+            },
+            container::QUERY => answer(&self.container_query(ask).await?),
+            container::EPOCH_COMMIT => answer(&self.commit(ask).await?),
+            container::SNAPSHOT_LIST => {
+                let (pool, container) = self.open_container(ask, Capabilities::READ)?;
+                pool.rdb.settled().await?;
+                let mut tables = pool.tables.borrow_mut();
+                let snapshots = tables.container(container)?.epochs.snapshots().collect();
+                answer(&SnapshotList { snapshots })
+            }
+            container::ATTRIBUTES_SET => answer(&self.attributes_set(ask).await?),
+            container::ATTRIBUTES_GET => answer(&self.attributes_get(ask).await?),
+            procedure => {
+                let (pool, container) = self.epochs(ask, procedure).await?;
+                answer(&self.settled_state(&pool, container, ask.handle).await?)
+            }
+        }
+    }
+
+    /// The pool and container of the handle that a request is made with.
+    fn open_container(
+        &self,
+        ask: &Ask<E>,
+        needed: Capabilities,
+    ) -> Result<(Rc<PoolState<E>>, Uuid), Refusal> {
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        let (container, open) = pool.tables.borrow().open_handle(ask.handle)?;
+        permit(open.capabilities, needed)?;
+        Ok((pool, container))
+    }
+
+    /// Epochs as the handle sees them, once they are settled.
+    async fn settled_state(
+        &self,
+        pool: &PoolState<E>,
+        container: Uuid,
+        handle: Uuid,
+    ) -> Result<EpochState, Refusal> {
+        // Taken first: what is told is settled then, and what comes later is not told.
+        let state = pool.tables.borrow_mut().container(container)?.epochs.query(handle)?;
+        pool.rdb.settled().await?;
+        Ok(state)
+    }
+
+    async fn container_create(&self, ask: &Ask<E>) -> Result<(), Refusal> {
+        let request: ContainerCreate = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        {
+            let mut tables = pool.tables.borrow_mut();
+            let owner = tables.pool_handle(ask.handle, Capabilities::WRITE)?.identity;
+            if let Some(label) = &request.label
+                && let Some(other) = tables.container_named(&Name::Label(label.clone()))
+                && other != request.uuid
+            {
+                return Err(Refusal::new(Status::EXISTS, format!("there is a container {label} already")));
+            }
+            if request.uuid.is_nil() || request.properties.layout.len() > 64 {
+                return Err(Refusal::new(Status::INVALID, "a container needs a UUID and a short layout"));
+            }
+            // One that is there was made by this request before, and the reply was lost.
+            if !tables.containers.contains_key(&request.uuid) {
+                let acl = request.acl.unwrap_or_else(Acl::initial);
+                let record = ContainerRecord {
+                    label: request.label,
+                    ownership: Ownership { owner, acl },
+                    properties: request.properties,
+                };
+                let epochs = ContainerEpochs::default();
+                let mut batch = Batch::default();
+                let name = [request.uuid.as_bytes().as_slice()];
+                batch.put(Table::Main, records::key(Kind::Container, &name), records::encode(&record));
+                batch.put(Table::Main, records::key(Kind::Hce, &name), records::encode(&epochs.record()));
+                pool.rdb.submit(&batch)?;
+                let state = ContainerState { record, epochs, handles: BTreeMap::new(), closing: false };
+                tables.containers.insert(request.uuid, state);
+            }
+        }
+        Ok(pool.rdb.settled().await?)
+    }
+
+    async fn container_destroy(&self, ask: &Ask<E>) -> Result<(), Refusal> {
+        let request: ContainerDestroy = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        let (container, handles) = {
+            let mut tables = pool.tables.borrow_mut();
+            let identity = tables.pool_handle(ask.handle, Capabilities::READ)?.clone();
+            let Some(container) = tables.container_named(&request.container) else {
+                return match request.container {
+                    // By UUID: it was destroyed, and the reply was lost.
+                    Name::Uuid(_) => Ok(()),
+                    Name::Label(label) => {
+                        Err(Refusal::new(Status::NOT_FOUND, format!("the pool has no container {label}")))
+                    }
+                };
+            };
+            let state = tables.container(container)?;
+            let of_container = state.record.ownership.grants(identity.identity);
+            if !of_container.permits(Capabilities::DELETE_CONTAINER) {
+                permit(identity.capabilities, Capabilities::DELETE_CONTAINER)?;
+            }
+            if !state.handles.is_empty() && !request.force {
+                let message = format!("{} handles of the container are open", state.handles.len());
+                return Err(Refusal::new(Status::IN_USE, message));
+            }
+            state.closing = true;
+            (container, state.handles.keys().copied().collect::<Vec<_>>())
+        };
+        let result = self.container_remove(&pool, container, handles).await;
+        if result.is_err()
+            && let Ok(state) = pool.tables.borrow_mut().container(container)
+        {
+            state.closing = false;
+        }
+        result
+    }
+
+    async fn container_remove(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handles: Vec<Uuid>,
+    ) -> Result<(), Refusal> {
+        for handle in handles {
+            self.close(pool, handle).await?;
+        }
+        let uuid = pool.uuid;
+        let destroyed = on_all_targets(&self.env, move |target| async move {
+            target.container_destroy(uuid, container).await
+        });
+        all_or_first_error(destroyed.await)?;
+        let mut batch = Batch::default();
+        let name = [container.as_bytes().as_slice()];
+        batch.remove(Table::Main, records::key(Kind::Container, &name));
+        batch.remove(Table::Main, records::key(Kind::Hce, &name));
+        for (key, _) in pool.rdb.range(Table::Attributes(container), b"")? {
+            batch.remove(Table::Attributes(container), key);
+        }
+        {
+            let mut tables = pool.tables.borrow_mut();
+            for epoch in tables.container(container)?.epochs.snapshots() {
+                batch.remove(Table::Main, records::snapshot_key(container, epoch));
+            }
+            pool.rdb.submit(&batch)?;
+            tables.containers.remove(&container);
+        }
+        pool.committed.notify_all();
+        Ok(pool.rdb.settled().await?)
+    }
+
+    async fn open(&self, ask: &Ask<E>) -> Result<ContainerOpened, Refusal> {
+        let request: ContainerOpen = ask.body()?;
+        let pool = self.pool_of(request.pool_handle, &ask.responder)?;
+        if ask.handle.is_nil() {
+            return Err(Refusal::new(Status::INVALID, "a handle needs a UUID"));
+        }
+        let container = {
+            let tables = &mut *pool.tables.borrow_mut();
+            let pool_handle = tables.pool_handle(request.pool_handle, Capabilities::READ)?.clone();
+            let missing = || {
+                Refusal::new(Status::NOT_FOUND, format!("the pool has no container {}", request.container))
+            };
+            let container = tables.container_named(&request.container).ok_or_else(missing)?;
+            if let Some(open) = tables.container_of.get(&ask.handle)
+                && *open != container
+            {
+                return Err(Refusal::new(Status::EXISTS, "the handle is open for another container"));
+            }
+            let state = tables.container(container)?;
+            if state.closing {
+                return Err(missing());
+            }
+            let granted = state.record.ownership.grants(pool_handle.identity);
+            permit(granted, request.capabilities)
+                .map_err(|refusal| Refusal::new(Status::ACCESS_DENIED, refusal.message))?;
+            if request.capabilities.permits(Capabilities::WRITE) {
+                permit(pool_handle.capabilities, Capabilities::WRITE)?;
+            }
+            let known = state.handles.entry(ask.handle).or_insert(OpenHandle {
+                pool_handle: request.pool_handle,
+                capabilities: request.capabilities,
+                shared: request.shared,
+                closing: false,
+            });
+            if known.closing {
+                return Err(Refusal::new(Status::BAD_HANDLE, "the handle is being closed"));
+            }
+            container
+        };
+        let fresh = !pool.tables.borrow().container_of.contains_key(&ask.handle);
+        if fresh {
+            // Not a number that a client could guess: it selects what a discard removes.
+            let cookie = Cookie(self.env.rng().next_u64() | 2);
+            let stored = pool.change_epochs(container, ask.handle, Batch::default(), |epochs| {
+                epochs.open(ask.handle, cookie);
+                if request.hold {
+                    epochs.hold(ask.handle, Epoch::ZERO)?;
+                }
+                Ok(())
+            });
+            let mut tables = pool.tables.borrow_mut();
+            if let Err(refusal) = stored {
+                tables.container(container)?.handles.remove(&ask.handle);
+                return Err(refusal);
+            }
+            tables.container_of.insert(ask.handle, container);
+        }
+        self.used(&pool, ask.handle, &ask.responder);
+        pool.rdb.settled().await?;
+        self.tell_handle(&pool, ask.handle).await?;
+        let epochs = self.settled_state(&pool, container, ask.handle).await?;
+        let (_, open) = pool.tables.borrow().open_handle(ask.handle)?;
+        let properties = pool.tables.borrow_mut().container(container)?.record.properties.clone();
+        Ok(ContainerOpened { uuid: container, properties, epochs, capabilities: open.capabilities })
+    }
+
+    /// Tells every target what it has to know of a handle.
+    async fn tell_handle(&self, pool: &PoolState<E>, handle: Uuid) -> Result<(), Refusal> {
+        let info = pool.tables.borrow().info(pool.uuid, handle)?;
+        let told =
+            on_all_targets(&self.env, move |target| async move { target.install(&info).map(drop) }).await;
+        all_or_first_error(told).map(drop)
+    }
+
+    /// Closes a handle, whether its owner asks for it or it is evicted: no target takes it any more, then what it did not
+    /// commit is discarded, then it is gone. A crash in between leaves it open, to be closed again.
+    pub(super) async fn close(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
+        let (info, range) = {
+            let tables = &mut *pool.tables.borrow_mut();
+            let Some(container) = tables.container_of.get(&handle).copied() else { return Ok(()) };
+            let state = tables.container(container)?;
+            let range = state.epochs.uncommitted(handle)?;
+            if state.handles.get(&handle).is_some_and(|open| open.closing) {
+                return Err(Refusal::new(Status::TRY_AGAIN, "the handle is being closed"));
+            }
+            let info = tables.info(pool.uuid, handle)?;
+            if let Some(open) = tables.container(container)?.handles.get_mut(&handle) {
+                open.closing = true;
+            }
+            (info, range)
+        };
+        let result = self.close_everywhere(pool, &info, range).await;
+        if result.is_err()
+            && let Ok(state) = pool.tables.borrow_mut().container(info.container)
+            && let Some(open) = state.handles.get_mut(&handle)
+        {
+            open.closing = false;
+        }
+        result
+    }
+
+    async fn close_everywhere(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        info: &super::target::HandleInfo,
+        range: EpochRange,
+    ) -> Result<(), Refusal> {
+        let (info, handle) = (*info, info.handle);
+        let revoked = on_all_targets(&self.env, move |target| async move {
+            target.revoke(handle);
+            Ok(())
+        });
+        all_or_first_error(revoked.await)?;
+        self.discard_everywhere(&info, range).await?;
+        let closed = pool.change_epochs(info.container, handle, Batch::default(), |epochs| {
+            epochs.close(handle);
+            Ok(())
+        });
+        closed?;
+        {
+            let mut tables = pool.tables.borrow_mut();
+            tables.container(info.container)?.handles.remove(&handle);
+            tables.container_of.remove(&handle);
+            tables.owners.remove(&handle);
+        }
+        pool.rdb.settled().await?;
+        pool.committed.notify_all();
+        Ok(())
+    }
+
+    async fn discard_everywhere(
+        &self,
+        info: &super::target::HandleInfo,
+        range: EpochRange,
+    ) -> Result<(), Refusal> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let info = *info;
+        let discarded = on_all_targets(&self.env, move |target| async move {
+            target.discard(info.pool, info.container, info.cookie, range).await
+        });
+        all_or_first_error(discarded.await).map(drop)
+    }
+
+    async fn container_query(&self, ask: &Ask<E>) -> Result<ContainerQueryReply, Refusal> {
+        let (pool, container) = self.open_container(ask, Capabilities::READ)?;
+        let epochs = self.settled_state(&pool, container, ask.handle).await?;
+        let mut tables = pool.tables.borrow_mut();
+        let state = tables.container(container)?;
+        Ok(ContainerQueryReply {
+            uuid: container,
+            label: state.record.label.clone(),
+            owner: state.record.ownership.owner,
+            properties: state.record.properties.clone(),
+            epochs,
+            handles: state.handles.len() as u64,
+            snapshots: state.epochs.snapshots().count() as u64,
+        })
+    }
+
+    /// The procedures that answer with the handle's epochs.
+    async fn epochs(&self, ask: &Ask<E>, procedure: u8) -> Result<(Rc<PoolState<E>>, Uuid), Refusal> {
+        let needed = match procedure {
+            container::EPOCH_QUERY | container::EPOCH_SLIP | container::EPOCH_WAIT => Capabilities::READ,
+            _ => Capabilities::WRITE,
+        };
+        let (pool, container) = self.open_container(ask, needed)?;
+        let handle = ask.handle;
+        match procedure {
+            container::EPOCH_QUERY => {}
+            container::EPOCH_HOLD => {
+                self.hold(&pool, container, handle, ask.body::<EpochRequest>()?.epoch).await?
+            }
+            container::EPOCH_SLIP => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                pool.change_epochs(container, handle, Batch::default(), |epochs| {
+                    Ok(epochs.slip(handle, epoch)?)
+                })?;
+            }
+            container::EPOCH_FLUSH => {
+                self.flush(&pool, container, handle, ask.body::<EpochRequest>()?.epoch).await?;
+            }
+            container::EPOCH_DISCARD => {
+                let asked = ask.body::<EpochDiscard>()?.range;
+                let range =
+                    pool.tables.borrow_mut().container(container)?.epochs.discardable(handle, asked)?;
+                let info = pool.tables.borrow().info(pool.uuid, handle)?;
+                self.discard_everywhere(&info, range).await?;
+                pool.tables.borrow_mut().container(container)?.epochs.discarded(handle, range)?;
+            }
+            container::EPOCH_WAIT => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let waited = timeout(self.env.clock(), self.deadline(&ask.responder), async {
+                    while pool.tables.borrow_mut().container(container)?.epochs.hce() < epoch {
+                        // The connection's end, or the handle's, ends the wait too.
+                        pool.committed.notified().await;
+                        pool.tables.borrow().open_handle(handle)?;
+                    }
+                    Ok::<(), Refusal>(())
+                });
+                waited.await.map_err(|_| Refusal::from(Status::TIMED_OUT))??;
+            }
+            container::SNAPSHOT_CREATE => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let mut batch = Batch::default();
+                batch.put(Table::Main, records::snapshot_key(container, epoch), Vec::new());
+                self.change_snapshots(&pool, container, &batch, |epochs| Ok(epochs.snapshot_create(epoch)?))?;
+            }
+            container::SNAPSHOT_DESTROY => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let mut batch = Batch::default();
+                batch.remove(Table::Main, records::snapshot_key(container, epoch));
+                self.change_snapshots(&pool, container, &batch, |epochs| {
+                    epochs.snapshot_destroy(epoch);
+                    Ok(())
+                })?;
+            }
+            _ => return Err(Status::NO_SUCH_PROCEDURE.into()),
+        }
+        Ok((pool, container))
+    }
+
+    fn change_snapshots(
+        &self,
+        pool: &PoolState<E>,
+        container: Uuid,
+        batch: &Batch,
+        change: impl FnOnce(&mut ContainerEpochs) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut tables = pool.tables.borrow_mut();
+        let state = tables.container(container)?;
+        let mut epochs = state.epochs.clone();
+        change(&mut epochs)?;
+        pool.rdb.submit(batch)?;
+        state.epochs = epochs;
+        Ok(())
+    }
+
+    async fn hold(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handle: Uuid,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        let given_up =
+            pool.tables.borrow_mut().container(container)?.epochs.given_up_by_hold(handle, epoch)?;
+        if let Some(range) = given_up {
+            let info = pool.tables.borrow().info(pool.uuid, handle)?;
+            self.discard_everywhere(&info, range).await?;
+        }
+        pool.change_epochs(container, handle, Batch::default(), |epochs| Ok(epochs.hold(handle, epoch)?))?;
+        pool.rdb.settled().await?;
+        // A hold that was raised may have been all that was in the way of other handles' commits.
+        pool.committed.notify_all();
+        self.tell_handle(pool, handle).await
+    }
+
+    async fn flush(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handle: Uuid,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        pool.tables.borrow_mut().container(container)?.epochs.may_flush(handle, epoch)?;
+        let info = pool.tables.borrow().info(pool.uuid, handle)?;
+        let flushed = on_all_targets(&self.env, move |target| async move {
+            // Commits tell targets nothing; what they have raised since is told on the way.
+            target.install(&info)?;
+            target.flush(info.pool).await
+        });
+        all_or_first_error(flushed.await)?;
+        Ok(pool.tables.borrow_mut().container(container)?.epochs.flushed(handle, epoch)?)
+    }
+
+    async fn commit(&self, ask: &Ask<E>) -> Result<Vec<EpochState>, Refusal> {
+        let request: EpochCommit = ask.body()?;
+        let count = request.commits.len();
+        if count == 0 || count > COMMIT_HANDLES_MAX {
+            let message = format!("a commit names 1 to {COMMIT_HANDLES_MAX} handles, not {count}");
+            return Err(Refusal::new(Status::INVALID, message));
+        }
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        let mut states = Vec::with_capacity(count);
+        for (handle, _) in &request.commits {
+            permit(pool.tables.borrow().open_handle(*handle)?.1.capabilities, Capabilities::WRITE)?;
+            self.used(&pool, *handle, &ask.responder);
+        }
+        pool.commit(&request.commits)?;
+        for (handle, _) in &request.commits {
+            let mut tables = pool.tables.borrow_mut();
+            let (container, _) = tables.open_handle(*handle)?;
+            states.push(tables.container(container)?.epochs.query(*handle)?);
+        }
+        pool.rdb.settled().await?;
+        pool.committed.notify_all();
+        Ok(states)
+    }
+
+    async fn attributes_set(&self, ask: &Ask<E>) -> Result<(), Refusal> {
+        let request: AttributesSet = ask.body()?;
+        let (pool, container) = self.open_container(ask, Capabilities::WRITE)?;
+        let mut batch = Batch::default();
+        for (name, value) in request.attributes {
+            let too_long = value.as_ref().is_some_and(|value| value.len() > ATTRIBUTE_VALUE_BYTES_MAX);
+            if name.is_empty() || name.len() > ATTRIBUTE_NAME_BYTES_MAX || too_long {
+                return Err(Refusal::new(Status::INVALID, "an attribute without a name, or too long"));
+            }
+            match value {
+                Some(value) => batch.put(Table::Attributes(container), name.into_bytes(), value),
+                None => batch.remove(Table::Attributes(container), name.into_bytes()),
+            }
+        }
+        pool.rdb.submit(&batch)?;
+        Ok(pool.rdb.settled().await?)
+    }
+
+    async fn attributes_get(&self, ask: &Ask<E>) -> Result<AttributesReply, Refusal> {
+        let request: AttributesGet = ask.body()?;
+        let (pool, container) = self.open_container(ask, Capabilities::READ)?;
+        let table = Table::Attributes(container);
+        let mut attributes = Vec::new();
+        if request.names.is_empty() {
+            for (name, value) in pool.rdb.range(table, b"")? {
+                attributes.push((String::from_utf8_lossy(&name).into_owned(), value));
+            }
+        }
+        for name in request.names {
+            if let Some(value) = pool.rdb.get(table, name.as_bytes())? {
+                attributes.push((name, value));
+            }
+        }
+        pool.rdb.settled().await?;
+        Ok(AttributesReply { attributes })
+    }
+}

@@ -1,0 +1,356 @@
+//! What the services on the service xstream share: pools, who asks, handles that nobody uses any more.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
+
+use daos_vos::MediaKind;
+use daos_xstream::{
+    Address, Class, Clock, CoreId, Env, Fabric, Mailbox, Media, PeerId, Spawn, Time,
+    rpc::{Endpoint, Request, Responder, Service, Status},
+    submit_to,
+};
+use uuid::Uuid;
+
+use super::{
+    object::ObjectService,
+    refusal::Refusal,
+    state::{Owner, PoolState},
+    target::{HandleInfo, Target, all_or_first_error, on_all_targets, pool_directory},
+};
+use crate::{
+    access::Identity,
+    pool_map::{NewTarget, TargetId},
+    rpc::{control, module},
+};
+
+/// Name of the file that says that a pool is complete, in its folder.
+pub(super) const MARKER: &str = "ready";
+
+/// How the services behave.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Rank of this engine.
+    pub rank: u32,
+    /// Path of fault domains of this engine, such as `rack3/node17`.
+    pub fault_domain: String,
+    /// Where heaps of pools live.
+    pub media: MediaKind,
+    /// Bytes that pools may take; 0 for no limit but the device's.
+    pub bytes: u64,
+    /// Believe the identity that a client states where the kernel does not vouch for it. For development.
+    pub trust_stated_identity: bool,
+    /// Users who may manage pools; `None` for everybody.
+    pub administrators: Option<Vec<u32>>,
+    /// How long a handle whose user has gone silent is kept, when nothing proves that the user is dead.
+    pub grace: Duration,
+}
+
+/// The services' common state, on the service xstream.
+pub struct Control<E: Env> {
+    pub(super) env: E,
+    pub(super) config: ServiceConfig,
+    pub(super) pools: RefCell<BTreeMap<Uuid, Rc<PoolState<E>>>>,
+    /// Pools that are being made or destroyed.
+    pub(super) busy: RefCell<BTreeSet<Uuid>>,
+    pub(super) addresses: RefCell<Vec<Vec<Address>>>,
+    ready: Cell<bool>,
+}
+
+/// Starts the services of one xstream; on the service xstream (core 0) opens the pools and returns once they can be used.
+/// To be called once on every xstream of the engine, at the same time.
+pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfig) -> Result<(), Refusal> {
+    let target = Target::start(env, config.media.clone());
+    endpoint.register(ObjectService::new(env, target));
+    if env.core() != CoreId(0) {
+        return Ok(());
+    }
+    let control = Rc::new(Control {
+        env: env.clone(),
+        config,
+        pools: RefCell::default(),
+        busy: RefCell::default(),
+        addresses: RefCell::default(),
+        ready: Cell::new(false),
+    });
+    env.locals().insert(control.clone());
+    for module in [module::MANAGEMENT, module::POOL, module::CONTAINER] {
+        endpoint.register(Rc::new(ControlService { control: control.clone(), module }));
+    }
+    control.open_pools().await?;
+    control.ready.set(true);
+    let sweeper = control.clone();
+    env.scheduler().spawn(Class::Service, "evict unused handles", async move { sweeper.sweep().await });
+    Ok(())
+}
+
+/// One of the three modules on the service xstream.
+struct ControlService<E: Env> {
+    control: Rc<Control<E>>,
+    module: u8,
+}
+
+/// A request that is dealt with in a task.
+pub(super) struct Ask<E: Env> {
+    pub procedure: u8,
+    pub handle: Uuid,
+    pub body: Vec<u8>,
+    pub responder: Responder<E>,
+}
+
+impl<E: Env> Ask<E> {
+    /// The body.
+    pub fn body<T: serde::de::DeserializeOwned>(&self) -> Result<T, Refusal> {
+        Ok(control::decode(&self.body)?)
+    }
+}
+
+/// The bytes of an answer.
+pub(super) fn answer<T: serde::Serialize>(body: &T) -> Result<Vec<u8>, Refusal> {
+    Ok(control::encode(body))
+}
+
+impl<E: Env> Service<E> for ControlService<E> {
+    fn module(&self) -> u8 {
+        self.module
+    }
+
+    fn name(&self) -> &'static str {
+        match self.module {
+            module::MANAGEMENT => "management",
+            module::POOL => "pool",
+            _ => "container",
+        }
+    }
+
+    fn call(&self, request: Request<'_>, responder: Responder<E>) {
+        if !self.control.ready.get() {
+            return responder.fail(Status::TRY_AGAIN, "the engine is starting");
+        }
+        let (control, module) = (self.control.clone(), self.module);
+        let (procedure, handle) = (request.procedure(), request.handle());
+        let ask = Ask { procedure, handle, body: request.body.to_vec(), responder };
+        self.control.env.scheduler().spawn(Class::Service, self.name(), async move {
+            let result = match module {
+                module::MANAGEMENT => control.management(&ask).await,
+                module::POOL => control.pool(&ask).await,
+                _ => control.container(&ask).await,
+            };
+            match result {
+                Ok(body) => ask.responder.reply(&[&body]),
+                Err(refusal) => ask.responder.fail(refusal.status, &refusal.message),
+            }
+        });
+    }
+
+    fn closed(&self, peer: PeerId) {
+        // All three modules hear of it; one is enough.
+        if self.module == module::CONTAINER {
+            self.control.peer_closed(peer);
+        }
+    }
+}
+
+impl<E: Env> Control<E> {
+    /// The control state of this engine, if this is its service xstream.
+    pub fn of(env: &E) -> Option<Rc<Self>> {
+        env.locals().get::<Self>()
+    }
+
+    /// What the service knows of a handle: for targets that have restarted.
+    pub fn lookup(&self, handle: Uuid) -> Result<HandleInfo, Refusal> {
+        if !self.ready.get() {
+            return Err(Status::TRY_AGAIN.into());
+        }
+        for pool in self.pools.borrow().values() {
+            let tables = pool.tables.borrow();
+            if tables.container_of.contains_key(&handle) {
+                return tables.info(pool.uuid, handle);
+            }
+        }
+        Err(Refusal::new(Status::BAD_HANDLE, "the container handle is not open"))
+    }
+
+    /// Who asks: as the kernel says, or as the client says if that is enough here.
+    pub(super) fn identity(&self, responder: &Responder<E>, stated: Identity) -> Result<Identity, Refusal> {
+        match responder.credentials() {
+            Some(verified) => Ok(Identity { uid: verified.uid, gid: verified.gid }),
+            None if self.config.trust_stated_identity => Ok(stated),
+            None => Err(Refusal::new(Status::ACCESS_DENIED, "nothing vouches for who you are")),
+        }
+    }
+
+    /// The pool and container handles of a pool that are open, with a note of who uses them now.
+    pub(super) fn pool_of(
+        &self,
+        handle: Uuid,
+        responder: &Responder<E>,
+    ) -> Result<Rc<PoolState<E>>, Refusal> {
+        let pools = self.pools.borrow();
+        let open = |pool: &&Rc<PoolState<E>>| pool.tables.borrow().owners.contains_key(&handle);
+        let pool = pools.values().find(open).cloned();
+        let pool = pool.ok_or_else(|| Refusal::new(Status::BAD_HANDLE, "the handle is not open"))?;
+        self.used(&pool, handle, responder);
+        Ok(pool)
+    }
+
+    /// Notes that the peer of `responder` uses a handle.
+    pub(super) fn used(&self, pool: &PoolState<E>, handle: Uuid, responder: &Responder<E>) {
+        let gone_since = (!responder.is_wanted()).then(|| self.env.clock().now());
+        let verified = responder.credentials().is_some();
+        let owner = Owner { peer: Some(responder.peer()), verified, gone_since };
+        pool.tables.borrow_mut().owners.insert(handle, owner);
+    }
+
+    /// A connection is gone: the handles that were used over it are unused from now on, and end at once if that means that
+    /// the process is dead.
+    fn peer_closed(self: &Rc<Self>, peer: PeerId) {
+        let now = self.env.clock().now();
+        for pool in self.pools.borrow().values() {
+            let mut dead = Vec::new();
+            for (handle, owner) in &mut pool.tables.borrow_mut().owners {
+                if owner.peer == Some(peer) {
+                    owner.peer = None;
+                    owner.gone_since = Some(now);
+                    dead.extend(owner.verified.then_some(*handle));
+                }
+            }
+            if !dead.is_empty() {
+                let (control, pool) = (self.clone(), pool.clone());
+                self.env.scheduler().spawn(Class::Service, "evict handles of the dead", async move {
+                    for handle in dead {
+                        control.evict_unused(&pool, handle, Duration::ZERO).await;
+                    }
+                });
+            }
+        }
+    }
+
+    /// Evicts, for ever, what nobody has used for the time of grace.
+    async fn sweep(&self) {
+        let interval = (self.config.grace / 4).max(Duration::from_millis(10));
+        loop {
+            self.env.clock().sleep_until(self.env.clock().now() + interval).await;
+            let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+            for pool in pools {
+                let handles: Vec<_> = pool.tables.borrow().owners.keys().copied().collect();
+                for handle in handles {
+                    self.evict_unused(&pool, handle, self.config.grace).await;
+                }
+            }
+        }
+    }
+
+    /// Evicts a handle if nobody has used it for `grace`. Trouble is left to the next sweep.
+    async fn evict_unused(&self, pool: &Rc<PoolState<E>>, handle: Uuid, grace: Duration) {
+        let unused = {
+            let tables = pool.tables.borrow();
+            let gone = tables.owners.get(&handle).and_then(|owner| owner.gone_since);
+            let shared = tables.open_handle(handle).is_ok_and(|(_, open)| open.shared)
+                // A pool handle lives as long as a shared container handle needs it.
+                || tables.container_of.keys().any(|other| {
+                    tables.open_handle(*other).is_ok_and(|(_, open)| open.shared && open.pool_handle == handle)
+                });
+            !shared && gone.is_some_and(|since| self.env.clock().now().since(since) >= grace)
+        };
+        if !unused {
+            return;
+        }
+        tracing::info!(%handle, pool = %pool.uuid, "evicting a handle that nobody uses");
+        let is_pool_handle = pool.tables.borrow().handles.contains_key(&handle);
+        let result = match is_pool_handle {
+            true => self.disconnect(pool, handle).await,
+            false => self.close(pool, handle).await,
+        };
+        if let Err(refusal) = result {
+            tracing::warn!(%handle, error = refusal.message, "a handle could not be evicted; it will be tried again");
+        }
+    }
+
+    /// Opens the pools that are on media, and removes what was never finished.
+    async fn open_pools(&self) -> Result<(), Refusal> {
+        let mut addresses = Vec::new();
+        for core in 0..self.env.mailbox().cores() {
+            let there = submit_to(&self.env, CoreId(core), |env: &E| {
+                let addresses = env.fabric().addresses();
+                async move { addresses }
+            });
+            addresses.push(there.await?);
+        }
+        *self.addresses.borrow_mut() = addresses;
+        for name in self.env.media().list("pools").await? {
+            let Ok(uuid) = Uuid::parse_str(&name) else { continue };
+            let files = self.env.media().list(&pool_directory(uuid)).await?;
+            if !files.iter().any(|file| file == MARKER) {
+                tracing::warn!(pool = %uuid, "removing a pool that was not finished");
+                self.env.media().remove(&pool_directory(uuid)).await?;
+                continue;
+            }
+            // A pool that cannot be opened stays on media: somebody may be able to repair it.
+            if let Err(refusal) = self.open_pool(uuid).await {
+                tracing::error!(pool = %uuid, error = refusal.message, "the pool cannot be opened");
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_pool(&self, uuid: Uuid) -> Result<(), Refusal> {
+        let opened =
+            on_all_targets(&self.env, move |target| async move { target.pool_open(uuid).await }).await;
+        all_or_first_error(opened)?;
+        let vpool = Target::of(&self.env).await.vpool(uuid)?;
+        let pool = PoolState::load(uuid, &vpool, self.env.clock().now())?;
+        self.store_addresses(&pool)?;
+        pool.rdb.settled().await?;
+        self.tell_map_version(&pool).await?;
+        self.pools.borrow_mut().insert(uuid, pool);
+        Ok(())
+    }
+
+    /// Puts the addresses that this engine has now into the pool map.
+    fn store_addresses(&self, pool: &PoolState<E>) -> Result<(), Refusal> {
+        let mut map = pool.tables.borrow().map.clone();
+        let mut changed = false;
+        for (target, addresses) in self.targets().into_iter().map(|new| (new.id, new.addresses)) {
+            if map.ordinal(target).is_some() {
+                changed |= map.set_addresses(target, &addresses)?;
+            }
+        }
+        if changed {
+            let mut batch = super::Batch::default();
+            batch.put(super::Table::Main, super::records::MAP.to_vec(), super::records::encode(&map));
+            pool.rdb.submit(&batch)?;
+            pool.tables.borrow_mut().map = map;
+        }
+        Ok(())
+    }
+
+    /// Tells every target the version of the pool map.
+    pub(super) async fn tell_map_version(&self, pool: &PoolState<E>) -> Result<(), Refusal> {
+        let (uuid, version) = (pool.uuid, pool.tables.borrow().map.version());
+        let told = on_all_targets(&self.env, move |target| async move {
+            target.set_map_version(uuid, version);
+            Ok(())
+        });
+        all_or_first_error(told.await).map(drop)
+    }
+
+    /// The targets of this engine.
+    pub(super) fn targets(&self) -> Vec<NewTarget> {
+        let addresses = self.addresses.borrow();
+        let targets = (0u32..).zip(addresses.iter()).map(|(index, addresses)| NewTarget {
+            id: TargetId { rank: self.config.rank, index },
+            fault_domain: self.config.fault_domain.clone(),
+            addresses: addresses.clone(),
+        });
+        targets.collect()
+    }
+
+    /// When the time for a request is up: at its deadline.
+    pub(super) fn deadline(&self, responder: &Responder<E>) -> Time {
+        responder.deadline()
+    }
+}

@@ -1,0 +1,248 @@
+//! Pools of the engine: made on all of its targets or on none, listed, destroyed.
+
+use std::rc::Rc;
+
+use daos_xstream::{BLOCK_BYTES, Env, Mailbox, Media, OpenOptions, rpc::Status};
+use uuid::Uuid;
+
+use super::{
+    Batch, Rdb, Table,
+    control::{Ask, Control, MARKER, answer},
+    records::{self, PoolRecord},
+    refusal::Refusal,
+    state::PoolState,
+    target::{Share, Target, all_or_first_error, on_all_targets, pool_directory},
+};
+use crate::{
+    access::{Acl, Identity, Ownership},
+    pool_map::PoolMap,
+    rpc::{
+        control::{
+            ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, StorageReply, TargetSpace,
+        },
+        management,
+    },
+};
+
+/// The smallest share of a target that works, in bytes.
+const TARGET_BYTES_MIN: u64 = 16 << 20;
+const HEAP_BYTES_MIN: u64 = 8 << 20;
+const LOG_BYTES: (u64, u64) = (4 << 20, 256 << 20);
+
+impl<E: Env> Control<E> {
+    pub(super) async fn management(self: &Rc<Self>, ask: &Ask<E>) -> Result<Vec<u8>, Refusal> {
+        match ask.procedure {
+            management::POOL_CREATE => {
+                let request: PoolCreate = ask.body()?;
+                let identity = self.administrator(ask, request.identity)?;
+                answer(&self.pool_create(request, identity).await?)
+            }
+            management::POOL_DESTROY => {
+                let request: PoolDestroy = ask.body()?;
+                self.administrator(ask, request.identity)?;
+                answer(&self.pool_destroy(&request).await?)
+            }
+            management::POOL_LIST => {
+                let request: ManagementQuery = ask.body()?;
+                self.administrator(ask, request.identity)?;
+                let pools = self.pools.borrow();
+                answer(&PoolList { pools: pools.values().map(|pool| entry(pool)).collect() })
+            }
+            management::STORAGE_QUERY => {
+                let request: ManagementQuery = ask.body()?;
+                self.administrator(ask, request.identity)?;
+                answer(&self.storage().await?)
+            }
+            _ => Err(Status::NO_SUCH_PROCEDURE.into()),
+        }
+    }
+
+    fn administrator(&self, ask: &Ask<E>, stated: Identity) -> Result<Identity, Refusal> {
+        let identity = self.identity(&ask.responder, stated)?;
+        match &self.config.administrators {
+            Some(users) if !users.contains(&identity.uid) => {
+                let message = format!("user {} may not manage this engine", identity.uid);
+                Err(Refusal::new(Status::NOT_PERMITTED, message))
+            }
+            _ => Ok(identity),
+        }
+    }
+
+    /// The pool of this name.
+    pub(super) fn pool_named(&self, name: &Name) -> Result<Rc<PoolState<E>>, Refusal> {
+        let pools = self.pools.borrow();
+        let found = match name {
+            Name::Uuid(uuid) => pools.get(uuid),
+            Name::Label(label) => {
+                pools.values().find(|pool| pool.tables.borrow().record.label.as_ref() == Some(label))
+            }
+        };
+        let missing = || Refusal::new(Status::NOT_FOUND, format!("there is no pool {name}"));
+        found.cloned().ok_or_else(missing)
+    }
+
+    async fn pool_create(&self, request: PoolCreate, asking: Identity) -> Result<PoolEntry, Refusal> {
+        let uuid = request.uuid;
+        if let Some(pool) = self.pools.borrow().get(&uuid) {
+            // The reply to an earlier request was lost.
+            return Ok(entry(pool));
+        }
+        if let Some(label) = &request.label
+            && self.pool_named(&Name::Label(label.clone())).is_ok()
+        {
+            return Err(Refusal::new(Status::EXISTS, format!("there is a pool {label} already")));
+        }
+        let share = self.share(&request)?;
+        if !self.busy.borrow_mut().insert(uuid) {
+            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
+        }
+        let result = self.pool_make(&request, asking, share).await;
+        if result.is_err() {
+            self.pool_remove(uuid).await;
+        }
+        self.busy.borrow_mut().remove(&uuid);
+        result
+    }
+
+    async fn pool_make(
+        &self,
+        request: &PoolCreate,
+        asking: Identity,
+        share: Share,
+    ) -> Result<PoolEntry, Refusal> {
+        let uuid = request.uuid;
+        // What an attempt before a restart may have left.
+        self.env.media().remove(&pool_directory(uuid)).await?;
+        let made =
+            on_all_targets(&self.env, move |target| async move { target.pool_create(uuid, share).await });
+        all_or_first_error(made.await)?;
+        let vpool = Target::of(&self.env).await.vpool(uuid)?;
+        let owner = request.owner.unwrap_or(asking);
+        let acl = request.acl.clone().unwrap_or_else(Acl::initial);
+        let record = PoolRecord {
+            label: request.label.clone(),
+            ownership: Ownership { owner, acl },
+            bytes: request.bytes,
+        };
+        let map = PoolMap::new(uuid, &self.targets())?;
+        let rdb = Rdb::create(&vpool)?;
+        let mut batch = Batch::default();
+        batch.put(Table::Main, records::POOL.to_vec(), records::encode(&record));
+        batch.put(Table::Main, records::MAP.to_vec(), records::encode(&map));
+        rdb.submit(&batch)?;
+        rdb.settled().await?;
+        let pool = PoolState::new(uuid, rdb, record, map);
+        self.tell_map_version(&pool).await?;
+        let marker = format!("{}/{MARKER}", pool_directory(uuid));
+        let options = OpenOptions { create_new: true, size: BLOCK_BYTES as u64, preallocate: false };
+        self.env.media().open(&marker, options).await?;
+        let entry = entry(&pool);
+        self.pools.borrow_mut().insert(uuid, pool);
+        Ok(entry)
+    }
+
+    /// How much of each kind a target gives to a pool.
+    fn share(&self, request: &PoolCreate) -> Result<Share, Refusal> {
+        let targets = u64::from(self.env.mailbox().cores()).max(1);
+        let bytes = request.bytes / targets;
+        if bytes < TARGET_BYTES_MIN {
+            let least = TARGET_BYTES_MIN * targets;
+            let message =
+                format!("{} bytes are too few for {targets} targets: {least} would do", request.bytes);
+            return Err(Refusal::new(Status::INVALID, message));
+        }
+        let taken: u64 = self.pools.borrow().values().map(|pool| pool.tables.borrow().record.bytes).sum();
+        if self.config.bytes > 0 && request.bytes > self.config.bytes.saturating_sub(taken) {
+            let free = self.config.bytes.saturating_sub(taken);
+            let message = format!("{} bytes are more than the {free} that are left", request.bytes);
+            return Err(Refusal::new(Status::NO_SPACE, message));
+        }
+        let log_bytes = (bytes / 16).clamp(LOG_BYTES.0, LOG_BYTES.1);
+        let wanted = request.scm_bytes.map_or(bytes / 4, |scm_bytes| scm_bytes / targets);
+        let heap_bytes = wanted.clamp(HEAP_BYTES_MIN, bytes - log_bytes);
+        let whole_blocks = |bytes: u64| bytes / (1 << 20) * (1 << 20);
+        Ok(Share {
+            heap_bytes: whole_blocks(heap_bytes),
+            log_bytes: whole_blocks(log_bytes),
+            block_bytes: whole_blocks(bytes - log_bytes - heap_bytes),
+        })
+    }
+
+    async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
+        let pool = match self.pool_named(&request.pool) {
+            Ok(pool) => pool,
+            // By UUID: what is not there has been destroyed, by a request whose reply was lost.
+            Err(_) if matches!(request.pool, Name::Uuid(_)) => return Ok(()),
+            Err(refusal) => return Err(refusal),
+        };
+        let handles = pool.tables.borrow().handles.len();
+        if handles > 0 && !request.force {
+            let message =
+                format!("{handles} connections to the pool are open: close or evict them, or force");
+            return Err(Refusal::new(Status::IN_USE, message));
+        }
+        if !self.busy.borrow_mut().insert(pool.uuid) {
+            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
+        }
+        // From here on the pool is gone for clients, and without its marker for the next start too.
+        self.pools.borrow_mut().remove(&pool.uuid);
+        let marker = format!("{}/{MARKER}", pool_directory(pool.uuid));
+        let result = self.env.media().remove(&marker).await;
+        pool.committed.notify_all();
+        self.pool_remove(pool.uuid).await;
+        self.busy.borrow_mut().remove(&pool.uuid);
+        Ok(result?)
+    }
+
+    /// Takes a pool off every target, and its files off media. What stays because media fails is removed at the next
+    /// start: the pool has no marker.
+    async fn pool_remove(&self, uuid: Uuid) {
+        let closed =
+            on_all_targets(&self.env, move |target| async move { target.pool_close(uuid).await }).await;
+        let removed = self.env.media().remove(&pool_directory(uuid)).await;
+        if let Err(refusal) = all_or_first_error(closed).map(drop).and(removed.map_err(Refusal::from)) {
+            tracing::warn!(pool = %uuid, error = refusal.message, "a pool was not removed cleanly");
+        }
+    }
+
+    async fn storage(&self) -> Result<StorageReply, Refusal> {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        let bytes_in_pools = pools.iter().map(|pool| pool.tables.borrow().record.bytes).sum();
+        let mut targets: Vec<TargetSpace> = (0..self.env.mailbox().cores())
+            .map(|index| TargetSpace { rank: self.config.rank, index, ..TargetSpace::default() })
+            .collect();
+        for pool in pools {
+            for (sum, space) in targets.iter_mut().zip(self.space(pool.uuid).await?) {
+                sum.scm_bytes += space.scm_bytes;
+                sum.scm_bytes_free += space.scm_bytes_free;
+                sum.block_bytes += space.block_bytes;
+                sum.block_bytes_free += space.block_bytes_free;
+            }
+        }
+        Ok(StorageReply { bytes: self.config.bytes, bytes_in_pools, targets })
+    }
+
+    /// Space of a pool on every target of this engine.
+    pub(super) async fn space(&self, pool: Uuid) -> Result<Vec<TargetSpace>, Refusal> {
+        let spaces = on_all_targets(&self.env, move |target| async move { target.space(pool) }).await;
+        let spaces = (0u32..).zip(all_or_first_error(spaces)?).map(|(index, space)| TargetSpace {
+            rank: self.config.rank,
+            index,
+            scm_bytes: space.scm.0,
+            scm_bytes_free: space.scm.1,
+            block_bytes: space.block.0,
+            block_bytes_free: space.block.1,
+        });
+        Ok(spaces.collect())
+    }
+}
+
+fn entry<E: Env>(pool: &PoolState<E>) -> PoolEntry {
+    let tables = pool.tables.borrow();
+    PoolEntry {
+        uuid: pool.uuid,
+        label: tables.record.label.clone(),
+        bytes: tables.record.bytes,
+        targets: tables.map.targets().len() as u32,
+    }
+}

@@ -1,0 +1,312 @@
+//! Objects of one target.
+//!
+//! # Invariants
+//!
+//! * Every request is checked against the handle that the service told of: container, capabilities, held epoch.
+//! * What comes inline and needs no media is answered within the call: no task, and no allocation for up to a few records.
+//! * A request that waited checks its handle again before it changes anything: a discard that ran meanwhile must not be
+//!   followed by a write that it should have removed.
+
+use std::rc::Rc;
+
+use daos_types::{Writer, WriterKind};
+use daos_vos::{Error, Sealed};
+use daos_xstream::{
+    Class, CoreId, Env, IoBuffer, Spawn,
+    rpc::{Request, Responder, Service, Status},
+    submit_to,
+};
+use uuid::Uuid;
+use zerocopy::IntoBytes;
+
+use super::{
+    control::Control,
+    refusal::{Refusal, vos_status},
+    target::{Handle, HandleInfo, Target},
+};
+use crate::{
+    access::Capabilities,
+    rpc::{
+        Malformed, module,
+        object::{Enumerate, ObjectRequest, Procedure, flags},
+        object_procedure,
+    },
+};
+
+mod enumerate;
+mod fetch;
+mod update;
+
+use update::Pulled;
+
+/// The module of object I/O of one xstream.
+pub(super) struct ObjectService<E: Env> {
+    env: E,
+    target: Rc<Target<E>>,
+}
+
+/// A request that has to wait for something, with a copy of its body.
+struct Waiting<E: Env> {
+    procedure: u8,
+    body: Vec<u8>,
+    handle: Uuid,
+    map_version: u32,
+    responder: Responder<E>,
+}
+
+impl<E: Env> ObjectService<E> {
+    pub fn new(env: &E, target: Rc<Target<E>>) -> Rc<Self> {
+        Rc::new(Self { env: env.clone(), target })
+    }
+}
+
+impl<E: Env> Service<E> for ObjectService<E> {
+    fn module(&self) -> u8 {
+        module::OBJECT
+    }
+
+    fn name(&self) -> &'static str {
+        "object"
+    }
+
+    fn call(&self, request: Request<'_>, responder: Responder<E>) {
+        if request.target() != self.env.core().0 {
+            return responder.fail(Status::BAD_TARGET, "this xstream serves another target");
+        }
+        match self.target.handle(request.handle()) {
+            Some(handle) => {
+                self.serve(&handle, request.procedure(), request.body, request.map_version(), responder);
+            }
+            None => {
+                let waiting = Waiting {
+                    procedure: request.procedure(),
+                    body: request.body.to_vec(),
+                    handle: request.handle(),
+                    map_version: request.map_version(),
+                    responder,
+                };
+                self.ask_service(waiting);
+            }
+        }
+    }
+}
+
+impl<E: Env> ObjectService<E> {
+    /// A handle that this target does not know: after a restart the service may know it.
+    fn ask_service(&self, waiting: Waiting<E>) {
+        let service = Self { env: self.env.clone(), target: self.target.clone() };
+        self.env.scheduler().spawn(Class::Service, "ask for a handle", async move {
+            let handle = waiting.handle;
+            let asked = submit_to(&service.env, CoreId(0), move |env: &E| {
+                let answer = match Control::of(env) {
+                    Some(control) => control.lookup(handle),
+                    None => Err(Status::TRY_AGAIN.into()),
+                };
+                async move { answer }
+            });
+            let info: Result<HandleInfo, Refusal> =
+                asked.await.unwrap_or_else(|error| Err(Refusal::from(error)));
+            let Waiting { procedure, body, map_version, responder, .. } = waiting;
+            match info.and_then(|info| service.target.install(&info)) {
+                Ok(known) => service.serve(&known, procedure, &body, map_version, responder),
+                Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            }
+        });
+    }
+
+    fn serve(
+        &self,
+        handle: &Rc<Handle<E>>,
+        procedure: u8,
+        body: &[u8],
+        map_version: u32,
+        responder: Responder<E>,
+    ) {
+        let known_version = handle.map_version();
+        if map_version != 0 && map_version < known_version {
+            responder.set_map_version(known_version);
+            return responder.fail(Status::STALE_MAP, "");
+        }
+        let parsed = match procedure {
+            object_procedure::UPDATE => ObjectRequest::parse(Procedure::Update, body),
+            object_procedure::FETCH => ObjectRequest::parse(Procedure::Fetch, body),
+            object_procedure::PUNCH => ObjectRequest::parse(Procedure::Punch, body),
+            object_procedure::QUERY => ObjectRequest::parse(Procedure::Query, body),
+            object_procedure::ENUMERATE => return self.enumerate(handle, body, responder),
+            _ => return responder.fail(Status::NO_SUCH_PROCEDURE, ""),
+        };
+        let request = match parsed {
+            Ok(request) => request,
+            Err(Malformed(text)) => return responder.fail(Status::INVALID, text),
+        };
+        let changes = matches!(procedure, object_procedure::UPDATE | object_procedure::PUNCH);
+        if let Err(refusal) = check(handle, &request, changes) {
+            return responder.fail(refusal.0, refusal.1);
+        }
+        let writer = Writer {
+            cookie: handle.cookie,
+            map_version,
+            kind: if request.has(flags::REBUILD) { WriterKind::Rebuild } else { WriterKind::Application },
+        };
+        match procedure {
+            object_procedure::UPDATE if request.is_bulk() => {
+                self.update_by_bulk(handle, writer, &request, body, responder);
+            }
+            object_procedure::UPDATE => {
+                let sealed = update::apply(&handle.container, writer, &request, &Pulled::default());
+                self.reply_changed(handle, (Procedure::Update, &request, body), writer, sealed, responder);
+            }
+            object_procedure::PUNCH => {
+                let sealed = update::punch(&handle.container, writer, &request);
+                self.reply_changed(handle, (Procedure::Punch, &request, body), writer, sealed, responder);
+            }
+            object_procedure::FETCH => self.fetch(handle, &request, responder),
+            _ => match enumerate::query(&handle.container, &request) {
+                Ok(reply) => responder.reply(&[reply.as_bytes()]),
+                Err(error) => fail(responder, &error),
+            },
+        }
+    }
+
+    /// Answers a change: at once if it is visible and that is enough, else once it is durable. A change that found the log
+    /// full is made again when there is room.
+    fn reply_changed(
+        &self,
+        handle: &Rc<Handle<E>>,
+        (procedure, request, body): (Procedure, &ObjectRequest<'_>, &[u8]),
+        writer: Writer,
+        sealed: Result<Sealed, Error>,
+        responder: Responder<E>,
+    ) {
+        match sealed {
+            Ok(_) if !request.has(flags::DURABLE) => responder.reply(&[]),
+            Ok(sealed) => {
+                let vpool = handle.container.pool().clone();
+                self.env.scheduler().spawn(Class::Foreground, "durable update", async move {
+                    match vpool.persisted(sealed).await {
+                        Ok(_) => responder.reply(&[]),
+                        Err(error) => fail(responder, &error),
+                    }
+                });
+            }
+            Err(Error::LogFull) => {
+                // Rare, and the one who waits here is what keeps the log from being overrun.
+                let (handle, body) = (handle.clone(), body.to_vec());
+                self.env.scheduler().spawn(Class::Foreground, "wait for the log", async move {
+                    match change_with_room(&handle, procedure, &body, Pulled::default(), writer).await {
+                        Ok(()) => responder.reply(&[]),
+                        Err(refusal) => responder.fail(refusal.status, &refusal.message),
+                    }
+                });
+            }
+            Err(error) => fail(responder, &error),
+        }
+    }
+
+    /// Pulls the data from the client, then updates.
+    fn update_by_bulk(
+        &self,
+        handle: &Rc<Handle<E>>,
+        writer: Writer,
+        request: &ObjectRequest<'_>,
+        body: &[u8],
+        responder: Responder<E>,
+    ) {
+        let (handle, body) = (handle.clone(), body.to_vec());
+        let (remote, length) = (request.remote(), request.data_length());
+        self.env.scheduler().spawn(Class::Foreground, "bulk update", async move {
+            let buffer = IoBuffer::zeroed(length as usize);
+            let (buffer, pulled) = responder.pull(remote, 0, buffer).await;
+            let result = match pulled {
+                Ok(()) => bulk_change(&handle, &body, buffer, writer).await,
+                Err(error) => Err(error.into()),
+            };
+            match result {
+                Ok(()) => responder.reply(&[]),
+                Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            }
+        });
+    }
+}
+
+/// Makes an update whose data has been pulled.
+async fn bulk_change<E: Env>(
+    handle: &Handle<E>,
+    body: &[u8],
+    buffer: IoBuffer,
+    writer: Writer,
+) -> Result<(), Refusal> {
+    let request = ObjectRequest::parse(Procedure::Update, body)?;
+    let pulled = update::store_large(handle.container.pool(), &request, buffer).await?;
+    change_with_room(handle, Procedure::Update, body, pulled, writer).await
+}
+
+/// Makes a change, waiting for room in the log as often as it takes, and for durability if it was asked for.
+async fn change_with_room<E: Env>(
+    handle: &Handle<E>,
+    procedure: Procedure,
+    body: &[u8],
+    data: Pulled,
+    writer: Writer,
+) -> Result<(), Refusal> {
+    let request = ObjectRequest::parse(procedure, body)?;
+    let vpool = handle.container.pool();
+    loop {
+        // Time has passed since the handle was looked at.
+        check(handle, &request, true).map_err(|(status, text)| Refusal::new(status, text))?;
+        let sealed = match procedure {
+            Procedure::Punch => update::punch(&handle.container, writer, &request),
+            _ => update::apply(&handle.container, writer, &request, &data),
+        };
+        match sealed {
+            Err(Error::LogFull) => vpool.log_space().await?,
+            Err(error) => return Err(error.into()),
+            Ok(sealed) => {
+                if request.has(flags::DURABLE) {
+                    let _ = vpool.persisted(sealed).await?;
+                }
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether the handle may do this.
+fn check<E: Env>(
+    handle: &Handle<E>,
+    request: &ObjectRequest<'_>,
+    changes: bool,
+) -> Result<(), (Status, &'static str)> {
+    let needed = if changes { Capabilities::WRITE } else { Capabilities::READ };
+    if handle.is_revoked() {
+        return Err((Status::BAD_HANDLE, "the handle was closed"));
+    }
+    if !handle.capabilities.permits(needed) {
+        return Err((Status::NOT_PERMITTED, "the handle does not permit this"));
+    }
+    if changes && request.epoch() < handle.lhe.get() {
+        return Err((Status::BAD_EPOCH, "the handle does not hold that epoch"));
+    }
+    Ok(())
+}
+
+/// Answers with an error of the store.
+fn fail<E: Env>(responder: Responder<E>, error: &Error) {
+    responder.fail(vos_status(error), &error.to_string());
+}
+
+impl<E: Env> ObjectService<E> {
+    fn enumerate(&self, handle: &Rc<Handle<E>>, body: &[u8], responder: Responder<E>) {
+        let request = match Enumerate::parse(body) {
+            Ok(request) => request,
+            Err(Malformed(text)) => return responder.fail(Status::INVALID, text),
+        };
+        if handle.is_revoked() || !handle.capabilities.permits(Capabilities::READ) {
+            return responder.fail(Status::NOT_PERMITTED, "the handle does not permit this");
+        }
+        match enumerate::enumerate(&handle.container, &request, responder.body_bytes_max()) {
+            Ok(reply) => responder.reply(&[&reply]),
+            Err(refusal) => responder.fail(refusal.status, &refusal.message),
+        }
+    }
+}

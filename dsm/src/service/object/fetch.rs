@@ -1,0 +1,297 @@
+//! Reads: from the store to the body of a reply, or to the client's memory.
+
+use std::rc::Rc;
+
+use daos_types::{Checksum, Epoch, ObjectType};
+use daos_vos::{BlockRef, Container, Data, Error, FetchRequest, Fetched, Piece, ValueRef};
+use daos_xstream::{Class, Env, IoBuffer, RemoteBuffer, Spawn, rpc::Responder};
+use zerocopy::IntoBytes;
+
+use super::{ObjectService, fail};
+use crate::{
+    rpc::object::{
+        FETCH_BULK, FetchHeader, FetchedPiece, FetchedRecord, ObjectRequest, Outcome, PieceKind, RecordKind,
+        RecordRef,
+    },
+    service::{refusal::Refusal, target::Handle},
+};
+
+const HEADER_BYTES: usize = size_of::<FetchHeader>();
+const RECORD_BYTES: usize = size_of::<FetchedRecord>();
+const PIECE_BYTES: usize = size_of::<FetchedPiece>();
+
+/// Everything that a fetch found.
+#[derive(Default)]
+struct Found {
+    records: Vec<FetchedRecord>,
+    pieces: Vec<FetchedPiece>,
+    /// Data, packed. What is on the block tier has room here and is loaded later.
+    data: Vec<u8>,
+    segments: Vec<Segment>,
+}
+
+/// A run of data.
+struct Segment {
+    /// Where in [`Found::data`].
+    at: usize,
+    length: usize,
+    /// Where in the client's memory.
+    place: u64,
+    /// Where on the block tier, if it has to be loaded.
+    stored: Option<BlockRef>,
+    /// The piece whose checksum has to be computed then.
+    piece: Option<usize>,
+}
+
+impl<E: Env> ObjectService<E> {
+    pub(super) fn fetch(&self, handle: &Rc<Handle<E>>, request: &ObjectRequest<'_>, responder: Responder<E>) {
+        if request.record_count() == 1
+            && let Some(record) = request.records().next()
+            && record.kind == RecordKind::Value
+            && !request.is_bulk()
+        {
+            return self.fetch_one(handle, request, &record, responder);
+        }
+        let found = match find(&handle.container, request, responder.body_bytes_max()) {
+            Ok(found) => found,
+            Err(error) => return fail(responder, &error),
+        };
+        let fits = found.body_bytes() + found.data.len() <= responder.body_bytes_max();
+        if fits && found.segments.iter().all(|segment| segment.stored.is_none()) {
+            return found.reply(responder);
+        }
+        let remote = (!fits).then(|| request.remote());
+        let handle = handle.clone();
+        self.env.scheduler().spawn(Class::Foreground, "bulk fetch", async move {
+            match found.complete(&handle.container, remote, &responder).await {
+                Ok(found) if remote.is_some() => found.reply_by_bulk(responder),
+                Ok(found) => found.reply(responder),
+                Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            }
+        });
+    }
+
+    /// One value in the arena that fits the reply: straight from the store to the message.
+    fn fetch_one(
+        &self,
+        handle: &Rc<Handle<E>>,
+        request: &ObjectRequest<'_>,
+        record: &RecordRef<'_>,
+        responder: Responder<E>,
+    ) {
+        let room = responder.body_bytes_max() - HEADER_BYTES - RECORD_BYTES;
+        let mut responder = Some(responder);
+        let wanted = value_request(request, record);
+        let fetched = handle.container.fetch(&wanted, request.epoch(), |fetched| {
+            let (outcome, data): (_, &[u8]) = match &fetched {
+                Fetched::Miss => (Outcome::Miss, &[]),
+                Fetched::Punched(epoch) => (Outcome::Punched(*epoch), &[]),
+                Fetched::Value(value) if value.length as usize > room => {
+                    (Outcome::TooLong { length: value.length }, &[])
+                }
+                Fetched::Value(value) => match &value.data {
+                    Data::Inline(bytes) => (value_outcome(value), bytes),
+                    Data::Stored(block) => return Some((value_outcome(value), block.clone())),
+                },
+            };
+            let header = FetchHeader::new(0, 1, 0, data.len() as u64);
+            let record = FetchedRecord::new(outcome, 0);
+            if let Some(responder) = responder.take() {
+                responder.reply(&[header.as_bytes(), record.as_bytes(), data]);
+            }
+            None
+        });
+        let Some(responder) = responder else { return };
+        match fetched {
+            Ok(Some((outcome, block))) => {
+                let mut found = Found::default();
+                found.records.push(FetchedRecord::new(outcome, 0));
+                found.add(0, None, Data::Stored(block));
+                let handle = handle.clone();
+                self.env.scheduler().spawn(Class::Foreground, "fetch from the block tier", async move {
+                    match found.complete(&handle.container, None, &responder).await {
+                        Ok(found) => found.reply(responder),
+                        Err(refusal) => responder.fail(refusal.status, &refusal.message),
+                    }
+                });
+            }
+            Ok(None) => responder.fail(daos_xstream::rpc::Status::INTERNAL, ""),
+            Err(error) => fail(responder, &error),
+        }
+    }
+}
+
+fn value_outcome(value: &ValueRef<'_>) -> Outcome {
+    Outcome::Value { epoch: value.epoch, checksum: value.checksum, length: value.length }
+}
+
+fn value_request<'a>(request: &ObjectRequest<'a>, record: &RecordRef<'a>) -> FetchRequest<'a> {
+    let object = request.object();
+    match object.object_type() {
+        ObjectType::Document => FetchRequest { object, dkey: request.dkey(), akey: Some(record.key) },
+        _ => FetchRequest { object, dkey: record.key, akey: None },
+    }
+}
+
+/// Reads all records of a request. Without a remote buffer, what does not fit into `room` is left out as the protocol says.
+fn find<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>, room: usize) -> Result<Found, Error> {
+    let mut found = Found::default();
+    let fixed = HEADER_BYTES + request.record_count() * RECORD_BYTES;
+    let mut body_room = room.saturating_sub(fixed);
+    let mut base = 0u64;
+    for record in request.records() {
+        let data_room = if request.is_bulk() { usize::MAX } else { body_room };
+        let before = (found.pieces.len(), found.data.len());
+        match record.kind {
+            RecordKind::Extent => {
+                find_extent(container, request, &record, base, (body_room, data_room), &mut found)?;
+            }
+            _ => {
+                let slot =
+                    if request.is_bulk() && record.length > 0 { record.length as usize } else { data_room };
+                let wanted = value_request(request, &record);
+                container.fetch(&wanted, request.epoch(), |fetched| match fetched {
+                    Fetched::Miss => found.records.push(FetchedRecord::new(Outcome::Miss, 0)),
+                    Fetched::Punched(epoch) => {
+                        found.records.push(FetchedRecord::new(Outcome::Punched(epoch), 0));
+                    }
+                    Fetched::Value(value) if value.length as usize > slot => {
+                        let outcome = Outcome::TooLong { length: value.length };
+                        found.records.push(FetchedRecord::new(outcome, 0));
+                    }
+                    Fetched::Value(value) => {
+                        found.records.push(FetchedRecord::new(value_outcome(&value), 0));
+                        found.add(base, None, value.data);
+                    }
+                })?;
+            }
+        }
+        base += record.length;
+        let pieces_bytes = (found.pieces.len() - before.0) * PIECE_BYTES;
+        let data_bytes = if request.is_bulk() { 0 } else { found.data.len() - before.1 };
+        body_room = body_room.saturating_sub(pieces_bytes + data_bytes);
+    }
+    Ok(found)
+}
+
+/// Reads one extent, as far as `room` for the body and for data reaches.
+fn find_extent<E: Env>(
+    container: &Container<E>,
+    request: &ObjectRequest<'_>,
+    record: &RecordRef<'_>,
+    base: u64,
+    room: (usize, usize),
+    found: &mut Found,
+) -> Result<(), Error> {
+    let (mut body_room, mut data_room) = room;
+    let document = request.object().object_type() == ObjectType::Document;
+    let keys = document.then_some((request.dkey(), record.key));
+    let range = record.offset..record.offset + record.length;
+    let (mut covered, mut full, mut pieces) = (0u64, false, 0u32);
+    container.fetch_array(request.object(), keys, range, request.epoch(), |piece: Piece<'_>| {
+        let length = piece.range.end - piece.range.start;
+        let data_bytes = if matches!(piece.content, Fetched::Value(_)) { length as usize } else { 0 };
+        let needed = if request.is_bulk() { PIECE_BYTES } else { PIECE_BYTES + data_bytes };
+        full |= needed > body_room || data_bytes > data_room;
+        if full {
+            return;
+        }
+        body_room -= needed;
+        data_room -= data_bytes;
+        let place = base + (piece.range.start - record.offset);
+        let (kind, epoch) = match piece.content {
+            Fetched::Miss => (PieceKind::Miss, Epoch::ZERO),
+            Fetched::Punched(epoch) => (PieceKind::Punched, epoch),
+            Fetched::Value(data) => {
+                let checksum = match &data.data {
+                    Data::Inline(bytes) => Checksum(crc32c::crc32c(bytes)),
+                    // Computed once it has been loaded.
+                    Data::Stored(_) => Checksum(0),
+                };
+                let index = found.pieces.len();
+                found.add(place, Some(index), data.data);
+                (PieceKind::Data(checksum), data.epoch)
+            }
+        };
+        found.pieces.push(FetchedPiece::new(kind, epoch, length));
+        pieces += 1;
+        covered += length;
+    })?;
+    found.records.push(FetchedRecord::new(Outcome::Extent { covered }, pieces));
+    Ok(())
+}
+
+impl Found {
+    fn add(&mut self, place: u64, piece: Option<usize>, data: Data<'_>) {
+        let at = self.data.len();
+        let (length, stored) = match data {
+            Data::Inline(bytes) => {
+                self.data.extend_from_slice(bytes);
+                (bytes.len(), None)
+            }
+            Data::Stored(block) => {
+                let length = block.len() as usize;
+                self.data.resize(at + length, 0);
+                (length, Some(block))
+            }
+        };
+        self.segments.push(Segment { at, length, place, stored, piece });
+    }
+
+    fn body_bytes(&self) -> usize {
+        HEADER_BYTES + self.records.len() * RECORD_BYTES + self.pieces.len() * PIECE_BYTES
+    }
+
+    /// Loads what is on the block tier, and with `remote` brings everything to the client.
+    async fn complete<E: Env>(
+        mut self,
+        container: &Container<E>,
+        remote: Option<RemoteBuffer>,
+        responder: &Responder<E>,
+    ) -> Result<Self, Refusal> {
+        for index in 0..self.segments.len() {
+            let Segment { at, length, stored, piece, .. } = &mut self.segments[index];
+            let (at, length, piece) = (*at, *length, *piece);
+            if let Some(block) = stored.take() {
+                let loaded = container.pool().load(&block).await?;
+                self.data[at..at + length].copy_from_slice(loaded.as_slice());
+                if let Some(piece) = piece {
+                    let old = self.pieces[piece];
+                    let checksum = Checksum(crc32c::crc32c(loaded.as_slice()));
+                    self.pieces[piece] =
+                        FetchedPiece::new(PieceKind::Data(checksum), old.epoch(), old.length());
+                }
+            }
+        }
+        let Some(remote) = remote else { return Ok(self) };
+        let mut next = 0;
+        while next < self.segments.len() {
+            // What lies side by side here and there goes in one transfer.
+            let first = &self.segments[next];
+            let (at, place, mut length) = (first.at, first.place, first.length);
+            next += 1;
+            while let Some(segment) = self.segments.get(next)
+                && segment.place == place + length as u64
+            {
+                length += segment.length;
+                next += 1;
+            }
+            let buffer = IoBuffer::copy_of(&self.data[at..at + length]);
+            responder.push(remote, place, buffer).await.1?;
+        }
+        Ok(self)
+    }
+
+    fn reply<E: Env>(&self, responder: Responder<E>) {
+        let header =
+            FetchHeader::new(0, self.records.len() as u16, self.pieces.len() as u32, self.data.len() as u64);
+        let (records, pieces) = (self.records.as_bytes(), self.pieces.as_bytes());
+        responder.reply(&[header.as_bytes(), records, pieces, &self.data]);
+    }
+
+    fn reply_by_bulk<E: Env>(&self, responder: Responder<E>) {
+        let (records, pieces) = (self.records.len() as u16, self.pieces.len() as u32);
+        let header = FetchHeader::new(FETCH_BULK, records, pieces, self.data.len() as u64);
+        responder.reply(&[header.as_bytes(), self.records.as_bytes(), self.pieces.as_bytes()]);
+    }
+}

@@ -1,0 +1,169 @@
+//! One pool: connections, queries, lists.
+
+use std::rc::Rc;
+
+use daos_xstream::{Env, rpc::Status};
+use uuid::Uuid;
+
+use super::{
+    Batch, Table,
+    control::{Ask, Control, answer},
+    records::{self, Kind, PoolHandleRecord},
+    refusal::Refusal,
+    state::{PoolState, permit},
+};
+use crate::{
+    access::Capabilities,
+    rpc::{
+        control::{
+            ContainerEntry, ContainerList, ContainerListRequest, PoolConnect, PoolConnected, PoolEvict,
+            PoolQuery, PoolQueryReply, SetAcl,
+        },
+        pool,
+    },
+};
+
+/// Most containers in one answer.
+const LIST_MAX: usize = 16;
+
+impl<E: Env> Control<E> {
+    pub(super) async fn pool(self: &Rc<Self>, ask: &Ask<E>) -> Result<Vec<u8>, Refusal> {
+        match ask.procedure {
+            pool::CONNECT => answer(&self.connect(ask).await?),
+            pool::DISCONNECT => match self.pool_of(ask.handle, &ask.responder) {
+                Ok(pool) => answer(&self.disconnect(&pool, ask.handle).await?),
+                // It was closed, and the reply was lost.
+                Err(_) => answer(&()),
+            },
+            pool::QUERY => answer(&self.query(ask).await?),
+            pool::LIST_CONTAINERS => answer(&self.list_containers(ask)?),
+            pool::EVICT => answer(&self.evict(ask).await?),
+            pool::SET_ACL => answer(&self.set_acl(ask).await?),
+            _ => Err(Status::NO_SUCH_PROCEDURE.into()),
+        }
+    }
+
+    async fn connect(&self, ask: &Ask<E>) -> Result<PoolConnected, Refusal> {
+        let request: PoolConnect = ask.body()?;
+        let identity = self.identity(&ask.responder, request.identity)?;
+        if ask.handle.is_nil() {
+            return Err(Refusal::new(Status::INVALID, "a handle needs a UUID"));
+        }
+        let pool = self.pool_named(&request.pool)?;
+        let granted = pool.tables.borrow().record.ownership.grants(identity);
+        permit(granted, request.capabilities.with(Capabilities::READ)).map_err(|refusal| Refusal {
+            status: Status::ACCESS_DENIED,
+            message: format!("uid {} gid {}: {}", identity.uid, identity.gid, refusal.message),
+        })?;
+        let known = pool.tables.borrow().handles.contains_key(&ask.handle);
+        if !known {
+            let record = PoolHandleRecord { identity, capabilities: request.capabilities };
+            let mut batch = Batch::default();
+            let key = records::key(Kind::PoolHandle, &[ask.handle.as_bytes()]);
+            batch.put(Table::Main, key, records::encode(&record));
+            pool.rdb.submit(&batch)?;
+            pool.tables.borrow_mut().handles.insert(ask.handle, record);
+        }
+        self.used(&pool, ask.handle, &ask.responder);
+        pool.rdb.settled().await?;
+        let map = pool.tables.borrow().map.changes_since(0);
+        Ok(PoolConnected { uuid: pool.uuid, map, granted })
+    }
+
+    /// Closes a pool handle: first the container handles that were opened with it.
+    pub(super) async fn disconnect(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
+        let opened_with_it: Vec<_> = {
+            let tables = pool.tables.borrow();
+            let open = tables.container_of.iter().filter(|(other, container)| {
+                let state = tables.containers.get(container);
+                state
+                    .and_then(|state| state.handles.get(other))
+                    .is_some_and(|open| open.pool_handle == handle)
+            });
+            open.map(|(other, _)| *other).collect()
+        };
+        for container_handle in opened_with_it {
+            self.close(pool, container_handle).await?;
+        }
+        let mut batch = Batch::default();
+        batch.remove(Table::Main, records::key(Kind::PoolHandle, &[handle.as_bytes()]));
+        pool.rdb.submit(&batch)?;
+        {
+            let mut tables = pool.tables.borrow_mut();
+            tables.handles.remove(&handle);
+            tables.owners.remove(&handle);
+        }
+        Ok(pool.rdb.settled().await?)
+    }
+
+    async fn query(&self, ask: &Ask<E>) -> Result<PoolQueryReply, Refusal> {
+        let request: PoolQuery = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        pool.tables.borrow().pool_handle(ask.handle, Capabilities::READ)?;
+        let space = if request.space { self.space(pool.uuid).await? } else { Vec::new() };
+        pool.rdb.settled().await?;
+        let tables = pool.tables.borrow();
+        Ok(PoolQueryReply {
+            uuid: pool.uuid,
+            label: tables.record.label.clone(),
+            owner: tables.record.ownership.owner,
+            acl: tables.record.ownership.acl.clone(),
+            map: tables.map.changes_since(request.map_version),
+            containers: tables.containers.len() as u64,
+            handles: tables.handles.len() as u64,
+            space,
+        })
+    }
+
+    fn list_containers(&self, ask: &Ask<E>) -> Result<ContainerList, Refusal> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let request: ContainerListRequest = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        let tables = pool.tables.borrow();
+        tables.pool_handle(ask.handle, Capabilities::READ)?;
+        let after = request.after.map_or(Unbounded, Excluded);
+        let mut rest = tables.containers.range((after, Unbounded)).peekable();
+        let mut containers = Vec::new();
+        while containers.len() < LIST_MAX
+            && let Some((uuid, state)) = rest.next()
+        {
+            containers.push(ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
+        }
+        Ok(ContainerList { containers, more: rest.peek().is_some() })
+    }
+
+    async fn evict(&self, ask: &Ask<E>) -> Result<u64, Refusal> {
+        let request: PoolEvict = ask.body()?;
+        let identity = self.identity(&ask.responder, request.identity)?;
+        let pool = self.pool_named(&request.pool)?;
+        let (granted, mut handles): (_, Vec<_>) = {
+            let tables = pool.tables.borrow();
+            (tables.record.ownership.grants(identity), tables.handles.keys().copied().collect())
+        };
+        permit(granted, Capabilities::SET_PROPERTIES)?;
+        if let Some(only) = request.handle {
+            handles.retain(|handle| *handle == only);
+        }
+        for handle in &handles {
+            self.disconnect(&pool, *handle).await?;
+        }
+        Ok(handles.len() as u64)
+    }
+
+    async fn set_acl(&self, ask: &Ask<E>) -> Result<(), Refusal> {
+        let request: SetAcl = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        {
+            let mut tables = pool.tables.borrow_mut();
+            let identity = tables.pool_handle(ask.handle, Capabilities::NONE)?.identity;
+            permit(tables.record.ownership.grants(identity), Capabilities::SET_ACL)?;
+            let mut record = tables.record.clone();
+            record.ownership.acl = request.acl;
+            let mut batch = Batch::default();
+            batch.put(Table::Main, records::POOL.to_vec(), records::encode(&record));
+            pool.rdb.submit(&batch)?;
+            tables.record = record;
+        }
+        Ok(pool.rdb.settled().await?)
+    }
+}

@@ -1,0 +1,156 @@
+//! The metadata store under the pool and container services.
+//!
+//! # Invariants
+//!
+//! * A batch is one transaction: all of its changes, or none, whatever fails.
+//! * [`Rdb::submit`] makes a batch visible; [`Rdb::settled`] returns when it, and every batch before it, survives any crash.
+//!   A service answers nobody, also no query, before what the answer rests on is settled.
+//! * A handler is: queries, then one batch, then [`settled`](Rdb::settled), then the reply. So the batches can later be the
+//!   entries of a replicated log.
+//!
+//! One replica now: tables are KV objects of a reserved container in the vpool of the service's target. Records are
+//! overwritten in place (one epoch, one writer), so no history grows.
+
+use std::cell::Cell;
+
+use daos_types::{
+    Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
+};
+use daos_vos::{
+    Anchor, Conflict, Container, Data, Error, FetchRequest, Fetched, KeyUpdate, Pool, Sealed, Update, Value,
+};
+use daos_xstream::Env;
+use uuid::Uuid;
+
+/// The reserved container. Its UUID is not of a version that is ever generated.
+const CONTAINER: Uuid = Uuid::from_u128(0xda05_0000_0000_0000_0000_0000_0000_0001);
+const EPOCH: Epoch = Epoch(1);
+const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 0, kind: WriterKind::Application };
+/// Removed records after which the room of their negative entries is given back.
+const REMOVALS_BEFORE_SWEEP: u32 = 1024;
+const SCAN_LIMIT: usize = 128;
+
+/// Which table a record is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// The pool, its handles, its containers, their handles and snapshots.
+    Main,
+    /// Attributes of one container.
+    Attributes(Uuid),
+}
+
+impl Table {
+    fn object(self) -> ObjectId {
+        let caller = match self {
+            Self::Main => (0, 0, 0),
+            Self::Attributes(container) => {
+                let (high, low) = container.as_u64_pair();
+                (1, high, low)
+            }
+        };
+        ObjectId::new(ObjectType::KeyValue, KeyOrder::Lexical, KeyOrder::Hashed, ObjectClass(0), caller)
+    }
+}
+
+/// Changes that are made together.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    changes: Vec<(Table, Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Batch {
+    /// Sets a record.
+    pub fn put(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
+        self.changes.push((table, key, Some(value)));
+    }
+
+    /// Removes a record, if it is there.
+    pub fn remove(&mut self, table: Table, key: Vec<u8>) {
+        self.changes.push((table, key, None));
+    }
+}
+
+/// The metadata store of one pool.
+pub struct Rdb<E: Env> {
+    container: Container<E>,
+    last: Cell<Option<Sealed>>,
+    removals: Cell<u32>,
+}
+
+impl<E: Env> Rdb<E> {
+    /// Makes the store of a new pool.
+    pub fn create(pool: &Pool<E>) -> Result<Self, Error> {
+        let sealed = pool.container_create(CONTAINER)?;
+        let rdb = Self::open(pool)?;
+        rdb.last.set(Some(sealed));
+        Ok(rdb)
+    }
+
+    /// Opens the store of a pool.
+    pub fn open(pool: &Pool<E>) -> Result<Self, Error> {
+        let container = pool.container_open(CONTAINER)?;
+        Ok(Self { container, last: Cell::new(None), removals: Cell::new(0) })
+    }
+
+    /// A record.
+    pub fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let request = FetchRequest { object: table.object(), dkey: key, akey: None };
+        self.container.fetch(&request, EPOCH, |fetched| match fetched {
+            Fetched::Value(value) => match value.data {
+                Data::Inline(bytes) => Ok(Some(bytes.to_vec())),
+                Data::Stored(_) => Err(Error::WrongType("a metadata record on the block tier")),
+            },
+            Fetched::Punched(_) | Fetched::Miss => Ok(None),
+        })?
+    }
+
+    /// All records of a table whose keys begin with `prefix`, in the order of their keys.
+    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+        let (mut keys, mut anchor) = (Vec::new(), Anchor::default());
+        while !anchor.at_end() {
+            self.container.enumerate_keys(table.object(), EPOCH, &mut anchor, SCAN_LIMIT, |key| {
+                if key.starts_with(prefix) {
+                    keys.push(key.to_vec());
+                }
+            })?;
+        }
+        let mut records = Vec::with_capacity(keys.len());
+        for key in keys {
+            if let Some(value) = self.get(table, &key)? {
+                records.push((key, value));
+            }
+        }
+        Ok(records)
+    }
+
+    /// Makes all changes of a batch, visible at once. After an error none is made.
+    pub fn submit(&self, batch: &Batch) -> Result<(), Error> {
+        if batch.changes.is_empty() {
+            return Ok(());
+        }
+        let ((), sealed) = self.container.transaction(|tx| {
+            for (table, key, value) in &batch.changes {
+                let value = value.as_ref().map(|bytes| Value::Inline(bytes, Checksum(crc32c::crc32c(bytes))));
+                let update = [KeyUpdate { key, value }];
+                tx.update(table.object(), EPOCH, WRITER, Conflict::LastWins, &Update::KeyValue(&update))?;
+            }
+            Ok::<(), Error>(())
+        })?;
+        self.last.set(Some(sealed));
+        let removals = batch.changes.iter().filter(|(_, _, value)| value.is_none()).count();
+        self.removals.set(self.removals.get().saturating_add(removals as u32));
+        Ok(())
+    }
+
+    /// Returns when every batch so far survives any crash.
+    pub async fn settled(&self) -> Result<(), Error> {
+        if let Some(sealed) = self.last.get() {
+            let _ = self.container.pool().persisted(sealed).await?;
+        }
+        if self.removals.get() >= REMOVALS_BEFORE_SWEEP {
+            self.removals.set(0);
+            let _ = self.container.aggregate(EpochRange { low: EPOCH, high: EPOCH }).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! One pool as its service has it in memory: what the metadata store holds, and who uses it.
+//!
+//! # Invariants
+//!
+//! * Memory and the metadata store agree: both are changed in one step without suspension, or neither is.
+//! * Who owns a handle (a connection) is volatile. After a restart nobody does, until a request with the handle arrives.
+
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+
+use daos_types::Epoch;
+use daos_vos::Pool;
+use daos_xstream::{Env, PeerId, Time, rpc::Status, sync::Notify};
+use uuid::Uuid;
+
+use super::{
+    rdb::{Batch, Rdb, Table},
+    records::{self, ContainerRecord, HandleRecord, Kind, PoolHandleRecord, PoolRecord},
+    refusal::Refusal,
+    target::HandleInfo,
+};
+use crate::{
+    access::Capabilities,
+    epochs::{Before, ContainerEpochs},
+    pool_map::PoolMap,
+    rpc::control::Name,
+};
+
+/// One pool.
+pub struct PoolState<E: Env> {
+    /// The pool.
+    pub uuid: Uuid,
+    /// Its metadata store.
+    pub rdb: Rdb<E>,
+    /// What changes.
+    pub tables: RefCell<Tables>,
+    /// Told whenever a container's HCE may have moved and that is settled.
+    pub committed: Notify,
+}
+
+/// What changes in a pool.
+pub struct Tables {
+    /// The pool itself.
+    pub record: PoolRecord,
+    /// Its map.
+    pub map: PoolMap,
+    /// Open pool handles.
+    pub handles: BTreeMap<Uuid, PoolHandleRecord>,
+    /// Containers.
+    pub containers: BTreeMap<Uuid, ContainerState>,
+    /// Container of each open container handle.
+    pub container_of: BTreeMap<Uuid, Uuid>,
+    /// Who uses the handles, pool and container handles alike.
+    pub owners: BTreeMap<Uuid, Owner>,
+}
+
+/// One container.
+pub struct ContainerState {
+    /// What it is.
+    pub record: ContainerRecord,
+    /// Its epochs.
+    pub epochs: ContainerEpochs,
+    /// Its open handles. Their epochs are in `epochs`, not here.
+    pub handles: BTreeMap<Uuid, OpenHandle>,
+    /// It is being destroyed: nobody may open it.
+    pub closing: bool,
+}
+
+/// An open container handle, as far as it is not epochs.
+#[derive(Clone, Debug)]
+pub struct OpenHandle {
+    /// The pool handle that it was opened with.
+    pub pool_handle: Uuid,
+    /// What it permits.
+    pub capabilities: Capabilities,
+    /// It outlives the connection that opened it.
+    pub shared: bool,
+    /// It is being closed.
+    pub closing: bool,
+}
+
+/// Who uses a handle.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner {
+    /// The connection of the last request; `None` once it is gone.
+    pub peer: Option<PeerId>,
+    /// Whether the kernel vouches for the peer, so that a lost connection means a dead process.
+    pub verified: bool,
+    /// Since when nobody has used it.
+    pub gone_since: Option<Time>,
+}
+
+impl<E: Env> PoolState<E> {
+    /// The state of a new pool; nothing is stored yet.
+    pub fn new(uuid: Uuid, rdb: Rdb<E>, record: PoolRecord, map: PoolMap) -> Rc<Self> {
+        let tables = Tables {
+            record,
+            map,
+            handles: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            container_of: BTreeMap::new(),
+            owners: BTreeMap::new(),
+        };
+        Rc::new(Self { uuid, rdb, tables: RefCell::new(tables), committed: Notify::new() })
+    }
+
+    /// Loads what the metadata store in `vpool` holds. Every handle counts as unused since `now`.
+    pub fn load(uuid: Uuid, vpool: &Pool<E>, now: Time) -> Result<Rc<Self>, Refusal> {
+        let rdb = Rdb::open(vpool)?;
+        let missing = || Refusal::new(Status::CORRUPT, "the pool's metadata is incomplete");
+        let record = records::decode(&rdb.get(Table::Main, records::POOL)?.ok_or_else(missing)?)?;
+        let map = records::decode(&rdb.get(Table::Main, records::MAP)?.ok_or_else(missing)?)?;
+        let unused = Owner { peer: None, verified: false, gone_since: Some(now) };
+        let state = Self::new(uuid, rdb, record, map);
+        let tables = &mut *state.tables.borrow_mut();
+        for (key, value) in state.rdb.range(Table::Main, b"p ")? {
+            let handle = records::uuid_at(&key, 0)?;
+            tables.handles.insert(handle, records::decode(&value)?);
+            tables.owners.insert(handle, unused);
+        }
+        for (key, value) in state.rdb.range(Table::Main, b"c ")? {
+            let container = records::uuid_at(&key, 0)?;
+            let hce_key = records::key(Kind::Hce, &[container.as_bytes()]);
+            let hce = records::decode(&state.rdb.get(Table::Main, &hce_key)?.ok_or_else(missing)?)?;
+            let (mut handles, mut epochs) = (BTreeMap::new(), Vec::new());
+            let prefix = records::key(Kind::Handle, &[container.as_bytes()]);
+            for (key, value) in state.rdb.range(Table::Main, &prefix)? {
+                let handle = records::uuid_at(&key, 1)?;
+                let stored: HandleRecord = records::decode(&value)?;
+                let HandleRecord { pool_handle, capabilities, shared, epochs: own } = stored;
+                handles.insert(handle, OpenHandle { pool_handle, capabilities, shared, closing: false });
+                epochs.push((handle, own));
+                tables.container_of.insert(handle, container);
+                tables.owners.insert(handle, unused);
+            }
+            let prefix = records::key(Kind::Snapshot, &[container.as_bytes()]);
+            let snapshots = state.rdb.range(Table::Main, &prefix)?;
+            let snapshots: Result<Vec<Epoch>, _> =
+                snapshots.iter().map(|(key, _)| records::epoch_of(key)).collect();
+            let epochs = ContainerEpochs::load(hce, epochs, snapshots?);
+            let record = records::decode(&value)?;
+            tables.containers.insert(container, ContainerState { record, epochs, handles, closing: false });
+        }
+        Ok(state.clone())
+    }
+
+    /// Changes the epochs of a handle (or of none but the container's) and stores them with `batch`. If they cannot be
+    /// stored they are as they were.
+    pub fn change_epochs<R>(
+        &self,
+        container: Uuid,
+        handle: Uuid,
+        batch: Batch,
+        change: impl FnOnce(&mut ContainerEpochs) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        let tables = &mut *self.tables.borrow_mut();
+        let state = tables.container(container)?;
+        let before = state.epochs.before(handle);
+        let outcome = change(&mut state.epochs).and_then(|outcome| {
+            let mut batch = batch;
+            state.put_epochs(container, handle, &mut batch);
+            self.rdb.submit(&batch)?;
+            Ok(outcome)
+        });
+        if outcome.is_err() {
+            state.epochs.restore(before);
+        }
+        outcome
+    }
+
+    /// Commits several handles in one batch: all or none. They must be open, in containers of this pool.
+    pub fn commit(&self, commits: &[(Uuid, Epoch)]) -> Result<(), Refusal> {
+        let tables = &mut *self.tables.borrow_mut();
+        let (mut undo, mut batch): (Vec<(Uuid, Before)>, _) = (Vec::new(), Batch::default());
+        let outcome = commits.iter().try_for_each(|(handle, epoch)| {
+            let container = tables.open_handle(*handle)?.0;
+            let state = tables.container(container)?;
+            undo.push((container, state.epochs.before(*handle)));
+            state.epochs.commit(*handle, *epoch)?;
+            state.put_epochs(container, *handle, &mut batch);
+            Ok::<(), Refusal>(())
+        });
+        let outcome = outcome.and_then(|()| Ok(self.rdb.submit(&batch)?));
+        if outcome.is_err() {
+            for (container, before) in undo.into_iter().rev() {
+                if let Ok(state) = tables.container(container) {
+                    state.epochs.restore(before);
+                }
+            }
+        }
+        outcome
+    }
+}
+
+impl ContainerState {
+    /// Puts the container's HCE, and the record of `handle` as it is now, into a batch.
+    fn put_epochs(&self, container: Uuid, handle: Uuid, batch: &mut Batch) {
+        let key = records::key(Kind::Hce, &[container.as_bytes()]);
+        batch.put(Table::Main, key, records::encode(&self.epochs.record()));
+        let key = records::key(Kind::Handle, &[container.as_bytes(), handle.as_bytes()]);
+        match (self.epochs.handle(handle), self.handles.get(&handle)) {
+            (Ok(epochs), Some(open)) => {
+                let OpenHandle { pool_handle, capabilities, shared, .. } = *open;
+                let record = HandleRecord { pool_handle, capabilities, shared, epochs: *epochs };
+                batch.put(Table::Main, key, records::encode(&record));
+            }
+            _ => batch.remove(Table::Main, key),
+        }
+    }
+}
+
+impl Tables {
+    /// A container that is not being destroyed.
+    pub fn container(&mut self, uuid: Uuid) -> Result<&mut ContainerState, Refusal> {
+        self.containers
+            .get_mut(&uuid)
+            .ok_or_else(|| Refusal::new(Status::NOT_FOUND, format!("the pool has no container {uuid}")))
+    }
+
+    /// The container of this name.
+    pub fn container_named(&self, name: &Name) -> Option<Uuid> {
+        match name {
+            Name::Uuid(uuid) => self.containers.contains_key(uuid).then_some(*uuid),
+            Name::Label(label) => {
+                let named = |state: &ContainerState| state.record.label.as_ref() == Some(label);
+                self.containers.iter().find(|(_, state)| named(state)).map(|(uuid, _)| *uuid)
+            }
+        }
+    }
+
+    /// The pool handle, if it permits `needed`.
+    pub fn pool_handle(&self, handle: Uuid, needed: Capabilities) -> Result<&PoolHandleRecord, Refusal> {
+        let record = self
+            .handles
+            .get(&handle)
+            .ok_or_else(|| Refusal::new(Status::BAD_HANDLE, "the pool handle is not open"))?;
+        permit(record.capabilities, needed)?;
+        Ok(record)
+    }
+
+    /// The container of an open handle, and the handle.
+    pub fn open_handle(&self, handle: Uuid) -> Result<(Uuid, OpenHandle), Refusal> {
+        let bad = || Refusal::new(Status::BAD_HANDLE, "the container handle is not open");
+        let container = *self.container_of.get(&handle).ok_or_else(bad)?;
+        let open = self.containers.get(&container).and_then(|state| state.handles.get(&handle));
+        match open {
+            Some(open) if !open.closing => Ok((container, open.clone())),
+            _ => Err(bad()),
+        }
+    }
+
+    /// What targets are told about a handle.
+    pub fn info(&self, pool: Uuid, handle: Uuid) -> Result<HandleInfo, Refusal> {
+        let (container, open) = self.open_handle(handle)?;
+        let state = self.containers.get(&container).ok_or(Status::NOT_FOUND)?;
+        let epochs = state.epochs.handle(handle)?;
+        Ok(HandleInfo {
+            pool,
+            container,
+            handle,
+            cookie: epochs.cookie,
+            capabilities: open.capabilities,
+            lhe: epochs.lhe.unwrap_or(Epoch::MAX),
+        })
+    }
+}
+
+/// Refuses what `granted` does not permit.
+pub fn permit(granted: Capabilities, needed: Capabilities) -> Result<(), Refusal> {
+    if granted.permits(needed) {
+        return Ok(());
+    }
+    let message = format!("the handle permits {granted:?}; this needs {needed:?}");
+    Err(Refusal::new(Status::NOT_PERMITTED, message))
+}
