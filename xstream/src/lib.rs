@@ -17,6 +17,7 @@
 
 mod absent;
 mod buffer;
+pub mod collective;
 mod combine;
 #[cfg(feature = "conformance")]
 pub mod conformance;
