@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::IoBuffer;
 
 /// A peer of this endpoint: a slot and its generation, so that a number is never used for two peers.
+/// Fabrics leave the top bit 0: [`Pair`](crate::Pair) marks its second fabric's peers with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PeerId(pub u64);
 

@@ -8,8 +8,8 @@ use daos_xstream::{
 };
 use daos_xstream_sim::{Config, Simulation};
 
-fn run(seed: u64) -> u64 {
-    let sim = Simulation::new(seed, Config::default());
+fn run(seed: u64, config: Config) -> u64 {
+    let sim = Simulation::new(seed, config);
     let (engine, client) = (sim.add_node(2), sim.add_node(1));
     let stopped = Rc::new(Cell::new(0));
     let count = stopped.clone();
@@ -37,14 +37,21 @@ fn run(seed: u64) -> u64 {
 
 #[test]
 fn the_simulated_fabric_conforms() {
+    for seed in 0..8 {
+        run(seed, Config::default());
+    }
+}
+
+#[test]
+fn it_conforms_with_queues_that_are_always_full_and_messages_that_hold_little() {
     for seed in 0..4 {
-        run(seed);
+        run(seed, Config { connection_capacity: 2, message_bytes_max: 300, ..Config::default() });
     }
 }
 
 #[test]
 fn a_seed_is_a_run() {
-    let first = run(7);
-    assert_eq!(first, run(7), "the same seed gives the same run");
-    assert_ne!(first, run(8), "another seed gives another run");
+    let first = run(7, Config::default());
+    assert_eq!(first, run(7, Config::default()), "the same seed gives the same run");
+    assert_ne!(first, run(8, Config::default()), "another seed gives another run");
 }
