@@ -267,7 +267,8 @@ impl LogBuffer {
 
     /// Bytes of the log in use, those of the open frame included.
     pub fn used(&self) -> u64 {
-        let open = if self.open.transactions == 0 { 0 } else { (self.open.used as u64).next_multiple_of(BLOCK) };
+        let open =
+            if self.open.transactions == 0 { 0 } else { (self.open.used as u64).next_multiple_of(BLOCK) };
         self.open.position + open - self.tail
     }
 

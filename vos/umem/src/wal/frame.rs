@@ -47,6 +47,8 @@ pub(crate) struct FrameHeader {
     uuid: [u8; 16],
 }
 
+const _: () = assert!(HEADER_BYTES == 64 && std::mem::offset_of!(FrameHeader, uuid) == 48);
+
 /// Whose log it is: goes into every checksum.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogIdentity {

@@ -50,7 +50,13 @@ pub(crate) struct SuperBlock {
     pub batch_sequence: u64,
 }
 
-const _: () = assert!(size_of::<SuperBlock>() <= 512);
+const _: () = {
+    use std::mem::offset_of;
+    assert!(size_of::<SuperBlock>() == 136);
+    // `docs/format.md` says so.
+    assert!(offset_of!(SuperBlock, checksum) == 12 && offset_of!(SuperBlock, uuid) == 16);
+    assert!(offset_of!(SuperBlock, log_bytes) == 72 && offset_of!(SuperBlock, replay_position) == 104);
+};
 
 /// Media kinds in a super-block.
 pub(crate) const KIND_WAL: u64 = 1;
