@@ -98,7 +98,7 @@ impl<E: Env> Control<E> {
                 return Err(Refusal::new(Status::INVALID, "a container needs a UUID and a short layout"));
             }
             // One that is there was made by this request before, and the reply was lost.
-            if !tables.containers.contains_key(&request.uuid) {
+            if let std::collections::btree_map::Entry::Vacant(place) = tables.containers.entry(request.uuid) {
                 let acl = request.acl.unwrap_or_else(Acl::initial);
                 let record = ContainerRecord {
                     label: request.label,
@@ -112,7 +112,7 @@ impl<E: Env> Control<E> {
                 batch.put(Table::Main, records::key(Kind::Hce, &name), records::encode(&epochs.record()));
                 pool.rdb.submit(&batch)?;
                 let state = ContainerState { record, epochs, handles: BTreeMap::new(), closing: false };
-                tables.containers.insert(request.uuid, state);
+                place.insert(state);
             }
         }
         Ok(pool.rdb.settled().await?)

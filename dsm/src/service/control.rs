@@ -9,9 +9,10 @@ use std::{
 
 use daos_vos::MediaKind;
 use daos_xstream::{
-    Address, Class, Clock, CoreId, Env, Fabric, Mailbox, Media, PeerId, Spawn, Time,
+    Address, Class, Clock, CoreId, Env, Fabric, Mailbox, Media, PeerId, Spawn, Time, race,
     rpc::{Endpoint, Request, Responder, Service, Status},
     submit_to,
+    sync::Notify,
 };
 use uuid::Uuid;
 
@@ -29,6 +30,8 @@ use crate::{
 
 /// Name of the file that says that a pool is complete, in its folder.
 pub(super) const MARKER: &str = "ready";
+/// How soon an eviction that failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How the services behave.
 #[derive(Clone, Debug)]
@@ -45,8 +48,27 @@ pub struct ServiceConfig {
     pub trust_stated_identity: bool,
     /// Users who may manage pools; `None` for everybody.
     pub administrators: Option<Vec<u32>>,
-    /// How long a handle whose user has gone silent is kept, when nothing proves that the user is dead.
+    /// How long a handle is kept after its user's connection was lost, or after a restart of the engine, for the user to
+    /// come back.
     pub grace: Duration,
+    /// The same, where the kernel vouches for the peer: there a lost connection almost always means a dead process.
+    pub grace_verified: Duration,
+}
+
+impl Default for ServiceConfig {
+    /// A development engine of rank 0.
+    fn default() -> Self {
+        Self {
+            rank: 0,
+            fault_domain: "node0".to_owned(),
+            media: MediaKind::Wal,
+            bytes: 0,
+            trust_stated_identity: true,
+            administrators: None,
+            grace: Duration::from_secs(30),
+            grace_verified: Duration::from_secs(1),
+        }
+    }
 }
 
 /// The services' common state, on the service xstream.
@@ -58,6 +80,8 @@ pub struct Control<E: Env> {
     pub(super) busy: RefCell<BTreeSet<Uuid>>,
     pub(super) addresses: RefCell<Vec<Vec<Address>>>,
     ready: Cell<bool>,
+    /// Told when a handle has lost its user.
+    lost: Notify,
 }
 
 /// Starts the services of one xstream; on the service xstream (core 0) opens the pools and returns once they can be used.
@@ -75,6 +99,7 @@ pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfi
         busy: RefCell::default(),
         addresses: RefCell::default(),
         ready: Cell::new(false),
+        lost: Notify::new(),
     });
     env.locals().insert(control.clone());
     for module in [module::MANAGEMENT, module::POOL, module::CONTAINER] {
@@ -205,58 +230,65 @@ impl<E: Env> Control<E> {
         pool.tables.borrow_mut().owners.insert(handle, owner);
     }
 
-    /// A connection is gone: the handles that were used over it are unused from now on, and end at once if that means that
-    /// the process is dead.
-    fn peer_closed(self: &Rc<Self>, peer: PeerId) {
+    /// A connection is gone: the handles that were used over it are unused from now on.
+    fn peer_closed(&self, peer: PeerId) {
         let now = self.env.clock().now();
         for pool in self.pools.borrow().values() {
-            let mut dead = Vec::new();
-            for (handle, owner) in &mut pool.tables.borrow_mut().owners {
+            for owner in pool.tables.borrow_mut().owners.values_mut() {
                 if owner.peer == Some(peer) {
                     owner.peer = None;
                     owner.gone_since = Some(now);
-                    dead.extend(owner.verified.then_some(*handle));
                 }
             }
-            if !dead.is_empty() {
-                let (control, pool) = (self.clone(), pool.clone());
-                self.env.scheduler().spawn(Class::Service, "evict handles of the dead", async move {
-                    for handle in dead {
-                        control.evict_unused(&pool, handle, Duration::ZERO).await;
-                    }
-                });
-            }
         }
+        self.lost.notify_one();
     }
 
-    /// Evicts, for ever, what nobody has used for the time of grace.
+    /// Evicts, for ever, what nobody has used for its time of grace.
     async fn sweep(&self) {
-        let interval = (self.config.grace / 4).max(Duration::from_millis(10));
         loop {
-            self.env.clock().sleep_until(self.env.clock().now() + interval).await;
-            let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
-            for pool in pools {
-                let handles: Vec<_> = pool.tables.borrow().owners.keys().copied().collect();
-                for handle in handles {
-                    self.evict_unused(&pool, handle, self.config.grace).await;
+            let now = self.env.clock().now();
+            let mut next = Time::NEVER;
+            let mut due = Vec::new();
+            for pool in self.pools.borrow().values() {
+                for (handle, owner) in &pool.tables.borrow().owners {
+                    match self.end_of_grace(pool, *handle, owner) {
+                        end if end <= now => due.push((pool.clone(), *handle)),
+                        end => next = next.min(end),
+                    }
                 }
             }
+            for (pool, handle) in &due {
+                self.evict_unused(pool, *handle).await;
+            }
+            if !due.is_empty() {
+                // What could not be evicted is tried again after a while.
+                next = next.min(self.env.clock().now() + RETRY_INTERVAL);
+            }
+            let _ = race(self.lost.notified(), self.env.clock().sleep_until(next)).await;
         }
     }
 
-    /// Evicts a handle if nobody has used it for `grace`. Trouble is left to the next sweep.
-    async fn evict_unused(&self, pool: &Rc<PoolState<E>>, handle: Uuid, grace: Duration) {
-        let unused = {
-            let tables = pool.tables.borrow();
-            let gone = tables.owners.get(&handle).and_then(|owner| owner.gone_since);
-            let shared = tables.open_handle(handle).is_ok_and(|(_, open)| open.shared)
-                // A pool handle lives as long as a shared container handle needs it.
-                || tables.container_of.keys().any(|other| {
-                    tables.open_handle(*other).is_ok_and(|(_, open)| open.shared && open.pool_handle == handle)
-                });
-            !shared && gone.is_some_and(|since| self.env.clock().now().since(since) >= grace)
+    /// When a handle is to be evicted; [`Time::NEVER`] while somebody uses it, or if others may.
+    fn end_of_grace(&self, pool: &PoolState<E>, handle: Uuid, owner: &Owner) -> Time {
+        let Some(since) = owner.gone_since else { return Time::NEVER };
+        let tables = pool.tables.borrow();
+        let is_shared = |handle: &Uuid| tables.open_handle(*handle).is_ok_and(|(_, open)| open.shared);
+        // A pool handle lives as long as a shared container handle needs it.
+        let needed = |other: &Uuid| {
+            tables.open_handle(*other).is_ok_and(|(_, open)| open.shared && open.pool_handle == handle)
         };
-        if !unused {
+        if is_shared(&handle) || tables.container_of.keys().any(needed) {
+            return Time::NEVER;
+        }
+        since + if owner.verified { self.config.grace_verified } else { self.config.grace }
+    }
+
+    /// Evicts a handle, unless its user has come back meanwhile. Trouble is left to the next sweep.
+    async fn evict_unused(&self, pool: &Rc<PoolState<E>>, handle: Uuid) {
+        let owner = pool.tables.borrow().owners.get(&handle).copied();
+        let now = self.env.clock().now();
+        if owner.is_none_or(|owner| self.end_of_grace(pool, handle, &owner) > now) {
             return;
         }
         tracing::info!(%handle, pool = %pool.uuid, "evicting a handle that nobody uses");

@@ -30,6 +30,9 @@ const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 0, kind: WriterK
 const REMOVALS_BEFORE_SWEEP: u32 = 1024;
 const SCAN_LIMIT: usize = 128;
 
+/// A record.
+pub type KeyAndValue = (Vec<u8>, Vec<u8>);
+
 /// Which table a record is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
@@ -105,7 +108,7 @@ impl<E: Env> Rdb<E> {
     }
 
     /// All records of a table whose keys begin with `prefix`, in the order of their keys.
-    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Error> {
+    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Error> {
         let (mut keys, mut anchor) = (Vec::new(), Anchor::default());
         while !anchor.at_end() {
             self.container.enumerate_keys(table.object(), EPOCH, &mut anchor, SCAN_LIMIT, |key| {

@@ -83,7 +83,7 @@ pub struct OpenHandle {
 pub struct Owner {
     /// The connection of the last request; `None` once it is gone.
     pub peer: Option<PeerId>,
-    /// Whether the kernel vouches for the peer, so that a lost connection means a dead process.
+    /// Whether the kernel vouches for the peer, so that a lost connection hardly means anything but a dead process.
     pub verified: bool,
     /// Since when nobody has used it.
     pub gone_since: Option<Time>,
