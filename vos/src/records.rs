@@ -147,6 +147,12 @@ pub(crate) const AGED: u32 = 8;
 /// An extent that shows part of another block's data.
 pub(crate) const VIEW: u32 = 16;
 
+/// The data is in the arena, in a block of its own whose offset stands in its place.
+pub(crate) const DETACHED: u32 = 32;
+/// From how many bytes on data is detached: sizes that callers like are sizes of blocks, and a header on top of one would
+/// waste most of the next.
+pub(crate) const DETACHED_BYTES_MIN: usize = 1024;
+
 /// Header of a key: a KV's key, a dkey or an akey. Its bytes follow, padded to 8; then its **nest**.
 ///
 /// The nest is room for one record below this one, laid out in the same block so that a search finds it in the cache

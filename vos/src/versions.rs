@@ -16,7 +16,10 @@ use crate::{
     editor::Editor,
     groups::Entry,
     memory,
-    records::{AGED, KeyRecord, PUNCHED, STORED, Stamp, VERSION_BYTES, Version, Versions, writer_flags},
+    records::{
+        AGED, DETACHED, DETACHED_BYTES_MIN, KeyRecord, PUNCHED, STORED, Stamp, VERSION_BYTES, Version,
+        Versions, writer_flags,
+    },
     tree::{self, Probe},
 };
 
@@ -38,8 +41,8 @@ impl Content<'_> {
         VERSION_BYTES
             + match self {
                 Content::Punched => 0,
-                Content::Inline(bytes, _) => bytes.len() as u64,
-                Content::Stored(..) => 8,
+                Content::Inline(bytes, _) if bytes.len() < DETACHED_BYTES_MIN => bytes.len() as u64,
+                Content::Inline(..) | Content::Stored(..) => 8,
             }
     }
 
@@ -52,7 +55,10 @@ impl Content<'_> {
     fn header(&self, epoch: Epoch, writer: Writer) -> Version {
         let (flags, checksum, length) = match *self {
             Content::Punched => (PUNCHED, 0, 0),
-            Content::Inline(bytes, checksum) => (0, checksum.0, bytes.len() as u32),
+            Content::Inline(bytes, checksum) => {
+                let flags = if bytes.len() < DETACHED_BYTES_MIN { 0 } else { DETACHED };
+                (flags, checksum.0, bytes.len() as u32)
+            }
             Content::Stored(_, length, checksum) => (STORED, checksum.0, length),
         };
         Version {
@@ -134,7 +140,7 @@ pub(crate) fn put(
         }
         let mut header = content.header(epoch, writer);
         header.flags |= record.flags & AGED;
-        give_back_blocks(editor, old)?;
+        give_back_data(editor, old)?;
         editor.count_record(0, i64::from(header.length) - i64::from(record.length));
         if content.version_bytes() == bytes_of(&record) {
             write(editor, old, &header, content)?;
@@ -161,7 +167,7 @@ pub(crate) fn bytes_of(version: &Version) -> u64 {
     VERSION_BYTES
         + if version.flags & PUNCHED != 0 {
             0
-        } else if version.flags & STORED != 0 {
+        } else if version.flags & (STORED | DETACHED) != 0 {
             8
         } else {
             u64::from(version.length)
@@ -179,12 +185,14 @@ fn write(
     scratch.extend_from_slice(header.as_bytes());
     let written = match content {
         Content::Punched => memory::write_slice(editor.tx, place, &scratch),
-        Content::Inline(bytes, _) if bytes.len() <= 512 => {
+        Content::Inline(bytes, _) if bytes.len() < DETACHED_BYTES_MIN => {
             scratch.extend_from_slice(bytes);
             memory::write_slice(editor.tx, place, &scratch)
         }
-        Content::Inline(bytes, _) => memory::write_slice(editor.tx, place, &scratch)
-            .and_then(|()| memory::write_slice(editor.tx, place + VERSION_BYTES, bytes)),
+        Content::Inline(bytes, _) => memory::allocate_with(editor.tx, &[bytes]).and_then(|block| {
+            scratch.extend_from_slice(&block.to_le_bytes());
+            memory::write_slice(editor.tx, place, &scratch)
+        }),
         Content::Stored(position, ..) => {
             scratch.extend_from_slice(&position.to_le_bytes());
             memory::write_slice(editor.tx, place, &scratch)
@@ -198,7 +206,11 @@ fn write(
 #[inline]
 pub(crate) fn inline_bytes(heap: &Heap, place: u64) -> Result<&[u8], Error> {
     let version: &Version = memory::read(heap, place)?;
-    memory::read_slice(heap, place + VERSION_BYTES, u64::from(version.length))
+    let mut data = place + VERSION_BYTES;
+    if version.flags & DETACHED != 0 {
+        data = *memory::read(heap, data)?;
+    }
+    memory::read_slice(heap, data, u64::from(version.length))
 }
 
 /// The position on the block tier of the version at `place`.
@@ -206,11 +218,16 @@ pub(crate) fn stored_position(heap: &Heap, place: u64) -> Result<u64, Error> {
     Ok(*memory::read(heap, place + VERSION_BYTES)?)
 }
 
-fn give_back_blocks(editor: &mut Editor<'_, '_>, place: u64) -> Result<(), Error> {
+/// Gives back what a version has outside of its own bytes.
+fn give_back_data(editor: &mut Editor<'_, '_>, place: u64) -> Result<(), Error> {
     let version: Version = *editor.read(place)?;
     if version.flags & STORED != 0 {
         let position = stored_position(editor.heap(), place)?;
         editor.freed_blocks.push((position, u64::from(version.length)));
+    }
+    if version.flags & DETACHED != 0 {
+        let block: u64 = *editor.read(place + VERSION_BYTES)?;
+        memory::free(editor.tx, block)?;
     }
     Ok(())
 }
@@ -232,7 +249,7 @@ pub(crate) fn remove_if(
         return Ok(false);
     }
     tree::remove(editor.tx, Versions, root_place, &probe)?;
-    give_back_blocks(editor, place)?;
+    give_back_data(editor, place)?;
     editor.count_record(-1, -i64::from(version.length));
     editor.release_below(Some(key), place)?;
     Ok(true)

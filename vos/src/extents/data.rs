@@ -7,7 +7,7 @@ use daos_umem::Heap;
 
 use crate::{
     Checksums, Error, memory,
-    records::{EXTENT_BYTES, Extent, PUNCHED, STORED, VIEW},
+    records::{DETACHED, EXTENT_BYTES, Extent, PUNCHED, STORED, VIEW},
 };
 
 /// Smallest and largest chunk, in bytes.
@@ -114,7 +114,10 @@ pub(crate) fn locate(heap: &Heap, place: u64, range: Range<u64>) -> Result<Exten
         });
     }
     let checksums: &[u32] = memory::read_slice(heap, owner_place + EXTENT_BYTES, count)?;
-    let data = owner_place + EXTENT_BYTES + (count * 4).next_multiple_of(8);
+    let mut data = owner_place + EXTENT_BYTES + (count * 4).next_multiple_of(8);
+    if owner.flags & DETACHED != 0 {
+        data = *memory::read(heap, data)?;
+    }
     for index in first..=last {
         let chunk = chunk_range(&whole, owner.chunk_bytes, index);
         let from = data + (chunk.start - whole.start);
@@ -138,4 +141,14 @@ pub(crate) fn recorded_checksums(heap: &Heap, place: u64) -> Result<Option<(u32,
     let count = chunks_of(&(owner.start..owner.end), owner.chunk_bytes);
     let checksums: &[u32] = memory::read_slice(heap, owner_place + EXTENT_BYTES + skip, count)?;
     Ok(Some((owner.chunk_bytes, checksums.iter().map(|&checksum| Checksum(checksum)).collect())))
+}
+
+/// The block of its own in which the extent at `place` has its data, if it has one.
+pub(crate) fn detached_block(heap: &Heap, place: u64) -> Result<Option<u64>, Error> {
+    let extent: &Extent = memory::read(heap, place)?;
+    if extent.flags & DETACHED == 0 || extent.flags & VIEW != 0 {
+        return Ok(None);
+    }
+    let count = chunks_of(&(extent.start..extent.end), extent.chunk_bytes.max(512));
+    memory::read(heap, place + EXTENT_BYTES + (count * 4).next_multiple_of(8)).copied().map(Some)
 }

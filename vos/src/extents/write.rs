@@ -11,7 +11,10 @@ use crate::{
     editor::Editor,
     groups::Entry,
     memory,
-    records::{AGED, ArrayHead, EXTENT_BYTES, Extent, Extents, PUNCHED, REBUILD, STORED, VIEW, writer_flags},
+    records::{
+        AGED, ArrayHead, DETACHED, DETACHED_BYTES_MIN, EXTENT_BYTES, Extent, Extents, PUNCHED, REBUILD,
+        STORED, VIEW, writer_flags,
+    },
     tree::{self, Probe},
 };
 
@@ -159,6 +162,9 @@ fn widen_head(editor: &mut Editor<'_, '_>, head_place: u64, levels: u64, newest:
 fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32) -> Result<u64, Error> {
     let (flags, chunk_bytes) = match new.source {
         Source::Punched => (PUNCHED, 0),
+        Source::Inline(data, checksums) if data.len() >= DETACHED_BYTES_MIN => {
+            (DETACHED, checksums.chunk_bytes)
+        }
         Source::Inline(_, checksums) => (0, checksums.chunk_bytes),
         Source::Stored(_, checksums) => (STORED, checksums.chunk_bytes),
     };
@@ -181,7 +187,12 @@ fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32
         Source::Inline(data, checksums) => {
             checksums.chunks.iter().for_each(|chunk| scratch.extend_from_slice(&chunk.0.to_le_bytes()));
             scratch.resize(scratch.len().next_multiple_of(8), 0);
-            bytes = data;
+            if flags & DETACHED != 0 {
+                let block = memory::allocate_with(editor.tx, &[data])?;
+                scratch.extend_from_slice(&block.to_le_bytes());
+            } else {
+                bytes = data;
+            }
         }
         Source::Stored(position, checksums) => {
             scratch.extend_from_slice(&position.to_le_bytes());
@@ -283,6 +294,9 @@ fn unlink(editor: &mut Editor<'_, '_>, head_place: u64, place: u64) -> Result<()
         }
         if record.flags & PUNCHED == 0 {
             editor.count_record(0, -(length as i64));
+        }
+        if let Some(block) = super::data::detached_block(editor.heap(), owner)? {
+            memory::free(editor.tx, block)?;
         }
         memory::free(editor.tx, owner)?;
     }

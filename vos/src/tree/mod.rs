@@ -215,6 +215,12 @@ fn find_in_leaf<C: KeyClass>(
     while candidates != 0 {
         let index = candidates.trailing_zeros() as usize;
         let slot = &slots[index];
+        if C::TAILS {
+            // The record's key is about to be compared, and what follows it read: wait for all of it at once.
+            memory::prefetch(heap, slot.record);
+            memory::prefetch(heap, slot.record + 64);
+            memory::prefetch(heap, slot.record + 128);
+        }
         if slot.prefix() == probe.prefix && (!C::TAILS || class.tail(heap, slot.record)? == probe.tail) {
             return Ok(Some((index, slot.record)));
         }
