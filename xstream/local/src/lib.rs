@@ -28,6 +28,7 @@ mod region;
 mod ring;
 mod server;
 mod sweep;
+mod wait;
 mod words;
 
 // Beside the modules, not inside: the model checker's test compiles the ring and its copies on their own.
@@ -42,6 +43,7 @@ pub use counters::LocalCounters;
 pub use fabric::{Exposed, LocalFabric};
 pub use options::LocalOptions;
 pub use server::LocalServer;
+pub use wait::wait_readable;
 
 /// The longest message, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
