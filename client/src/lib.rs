@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod copy;
 
 mod env;
 mod error;
