@@ -1,0 +1,279 @@
+//! Objects of one target over RPC, in the simulator: every type, inline and by bulk.
+#![cfg(feature = "service")]
+
+mod common;
+
+use common::{Client, Cluster, array, at, document, kv};
+use daos_dsm::{
+    client::{ContainerHandle, DsmError, ObjectIo, OpenOptions},
+    rpc::object::{EnumerateKind, Enumerated, Outcome, PieceKind, ReadRecord, UpdateRecord, flags},
+};
+use daos_types::{Epoch, ObjectId};
+use daos_xstream::{IoBuffer, rpc::Status};
+use daos_xstream_sim::{Config, Loss, SimEnv};
+
+fn pattern(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|index| (index as u32).wrapping_mul(2_654_435_761).to_be_bytes()[0] ^ seed).collect()
+}
+
+async fn open(client: &Client) -> (ContainerHandle<SimEnv>, ObjectIo<SimEnv>) {
+    client.make().await;
+    let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+    let io = handle.objects();
+    (handle, io)
+}
+
+async fn keys(
+    io: &ObjectIo<SimEnv>,
+    object: ObjectId,
+    kind: EnumerateKind,
+    dkey: &[u8],
+    page: u32,
+) -> Vec<Vec<u8>> {
+    let (mut found, mut anchor) = (Vec::new(), Vec::new());
+    loop {
+        let visit = |entry: Enumerated<'_>| match entry {
+            Enumerated::Key(key) => found.push(key.to_vec()),
+            Enumerated::Object(object) => found.push(object.to_string().into_bytes()),
+            Enumerated::Extent { low, high, .. } => found.push(format!("{low}..{high}").into_bytes()),
+        };
+        let next = io
+            .enumerate(at(0, object), Epoch::MAX, kind, (dkey, b""), &anchor, page, visit)
+            .await
+            .expect("enumerated");
+        match next {
+            Some(next) => anchor = next,
+            None => return found,
+        }
+    }
+}
+
+#[test]
+fn values_of_every_size_come_back() {
+    let cluster = Cluster::new(1);
+    cluster.run(&cluster.client(), |client| async move {
+        let (_handle, io) = open(&client).await;
+        // The simulated network's messages are 16 KiB: the larger ones go by bulk.
+        let sizes = [0usize, 1, 64, 4095, 4096, 10_000, 16_000, 16_384, 40_000, 500_000, 2_000_000];
+        for (index, size) in sizes.into_iter().enumerate() {
+            let (key, value) = (format!("k{index}"), pattern(size, index as u8));
+            let records = [UpdateRecord::Value { key: key.as_bytes(), value: &value }];
+            io.update(at(0, kv(1)), Epoch(1), 0, b"", &records).await.expect("written");
+        }
+        for (index, size) in sizes.into_iter().enumerate() {
+            let key = format!("k{index}");
+            let records = [ReadRecord::Value { key: key.as_bytes(), room: 0 }];
+            let fetched = io.fetch(at(0, kv(1)), Epoch(1), b"", &records).await.expect("fetched");
+            let record = fetched.records().next().expect("a record");
+            assert_eq!(record.value, pattern(size, index as u8), "{size} bytes");
+        }
+        // All of them in one request, with one that is not there.
+        let names: Vec<_> = (0..sizes.len() + 1).map(|index| format!("k{index}")).collect();
+        let records: Vec<_> =
+            names.iter().map(|key| ReadRecord::Value { key: key.as_bytes(), room: 0 }).collect();
+        let fetched = io.fetch(at(0, kv(1)), Epoch(1), b"", &records).await.expect("fetched");
+        let got: Vec<_> = fetched.records().collect();
+        for (index, size) in sizes.into_iter().enumerate() {
+            assert_eq!(got[index].value, pattern(size, index as u8), "{size} bytes");
+        }
+        assert_eq!(got[sizes.len()].outcome, Outcome::Miss);
+    });
+}
+
+#[test]
+fn arrays_are_read_as_data_holes_and_punches() {
+    let cluster = Cluster::new(2);
+    cluster.run(&cluster.client(), |client| async move {
+        let (handle, io) = open(&client).await;
+        let big = pattern(300_000, 3);
+        let (_, written) =
+            io.write(at(1, array(1)), Epoch(1), 0, None, 100_000, IoBuffer::copy_of(&big)).await;
+        written.expect("written by bulk");
+        let (_, written) =
+            io.write(at(1, array(1)), Epoch(1), flags::DURABLE, None, 10, IoBuffer::copy_of(b"small")).await;
+        written.expect("written inline");
+        handle.flush(Epoch(1)).await.expect("flushed");
+        handle.commit(Epoch(1)).await.expect("committed");
+        let hole = [UpdateRecord::PunchExtent { key: b"", offset: 150_000, length: 1000 }];
+        io.punch(at(1, array(1)), Epoch(2), 0, b"", &hole).await.expect("punched");
+
+        let mut expected = vec![0; 450_000];
+        expected[10..15].copy_from_slice(b"small");
+        expected[100_000..400_000].copy_from_slice(&big);
+        let dirty = IoBuffer::copy_of(&vec![0xee; 450_000]);
+        let (buffer, pieces) = io.read(at(1, array(1)), Epoch(1), None, 0, dirty).await;
+        let pieces = pieces.expect("read");
+        assert!(buffer.as_slice() == expected);
+        let mut end = 0;
+        for piece in &pieces {
+            assert_eq!(piece.range.start, end, "pieces cover the range in order");
+            end = piece.range.end;
+        }
+        assert_eq!(end, 450_000);
+        expected[150_000..151_000].fill(0);
+        let (buffer, pieces) = io.read(at(1, array(1)), Epoch(2), None, 0, IoBuffer::zeroed(450_000)).await;
+        assert!(buffer.as_slice() == expected);
+        let punched: Vec<_> = pieces
+            .expect("read")
+            .into_iter()
+            .filter(|piece| piece.kind == PieceKind::Punched)
+            .map(|piece| piece.range)
+            .collect();
+        assert_eq!(punched, [150_000..151_000]);
+        // A short read in the middle, inline.
+        let (buffer, _) = io.read(at(1, array(1)), Epoch(2), None, 149_990, IoBuffer::zeroed(20)).await;
+        assert_eq!(buffer.as_slice(), &expected[149_990..150_010]);
+        assert_eq!(io.query(at(1, array(1)), Epoch(2), None).await.expect("queried").end(), 400_000);
+        assert!(!io.query(at(0, array(1)), Epoch(2), None).await.expect("queried").exists());
+    });
+}
+
+#[test]
+fn thousands_of_small_extents_come_back_although_no_reply_can_name_them_all() {
+    let cluster = Cluster::new(3);
+    cluster.run(&cluster.client(), |client| async move {
+        let (_handle, io) = open(&client).await;
+        for first in (0..4000u64).step_by(100) {
+            let bytes: Vec<_> = (first..first + 100).map(|index| [index as u8; 5]).collect();
+            let records: Vec<_> = (first..)
+                .zip(&bytes)
+                .map(|(index, data)| UpdateRecord::Extent { key: b"", offset: index * 10, data })
+                .collect();
+            io.update(at(0, array(1)), Epoch(1), 0, b"", &records).await.expect("written");
+        }
+        let (buffer, pieces) = io.read(at(0, array(1)), Epoch(1), None, 0, IoBuffer::zeroed(40_000)).await;
+        assert_eq!(pieces.expect("read").len(), 8000);
+        for (index, part) in buffer.as_slice().chunks(10).enumerate() {
+            assert_eq!(part, [[index as u8; 5], [0; 5]].concat());
+        }
+    });
+}
+
+#[test]
+fn a_document_record_changes_in_one_step() {
+    let cluster = Cluster::new(4);
+    cluster.run(&cluster.client(), |client| async move {
+        let (_handle, io) = open(&client).await;
+        let block = pattern(30_000, 9);
+        let records = [
+            UpdateRecord::Value { key: b"mode", value: b"0644" },
+            UpdateRecord::Extent { key: b"data", offset: 0, data: &block },
+            UpdateRecord::Extent { key: b"data", offset: 50_000, data: b"tail" },
+            UpdateRecord::Value { key: b"x:gone", value: b"soon" },
+        ];
+        io.update(at(0, document(1)), Epoch(1), 0, b"file", &records).await.expect("written");
+        let change =
+            [UpdateRecord::Punch { key: b"x:gone" }, UpdateRecord::Value { key: b"mode", value: b"0600" }];
+        io.update(at(0, document(1)), Epoch(2), flags::LAST_WINS, b"file", &change).await.expect("changed");
+        let wanted = [
+            ReadRecord::Value { key: b"mode", room: 0 },
+            ReadRecord::Extent { key: b"data", offset: 0, length: 60_000 },
+            ReadRecord::Value { key: b"x:gone", room: 0 },
+        ];
+        for (epoch, mode) in [(1, b"0644"), (2, b"0600")] {
+            let fetched =
+                io.fetch(at(0, document(1)), Epoch(epoch), b"file", &wanted).await.expect("fetched");
+            let got: Vec<_> = fetched.records().collect();
+            assert_eq!(got[0].value, mode);
+            assert_eq!(got[1].outcome, Outcome::Extent { covered: 60_000 });
+            let (mut bytes, mut at) = (vec![0; 60_000], 0);
+            for (piece, data) in &got[1].pieces {
+                assert_eq!(piece.range.start, at);
+                at = piece.range.end;
+                if !data.is_empty() {
+                    bytes[piece.range.start as usize..piece.range.end as usize].copy_from_slice(data);
+                }
+            }
+            assert!(bytes[..30_000] == block && bytes[50_000..50_004] == *b"tail");
+            assert_eq!(got[2].value.is_empty(), epoch == 2);
+            if epoch == 2 {
+                assert_eq!(got[2].outcome, Outcome::Punched(Epoch(2)));
+            }
+        }
+        let document_keys = Some((b"file".as_slice(), b"data".as_slice()));
+        let query = io.query(at(0, document(1)), Epoch(2), document_keys).await.expect("queried");
+        assert_eq!((query.exists(), query.end()), (true, 50_004));
+        assert_eq!(
+            keys(&io, document(1), EnumerateKind::Akeys, b"file", 1).await,
+            [b"data".to_vec(), b"mode".to_vec()]
+        );
+        io.punch(at(0, document(1)), Epoch(3), flags::DKEY, b"file", &[]).await.expect("punched");
+        assert!(!io.query(at(0, document(1)), Epoch(3), None).await.expect("queried").exists());
+        assert!(io.query(at(0, document(1)), Epoch(2), None).await.expect("queried").exists());
+    });
+}
+
+#[test]
+fn listings_come_in_pages_complete_and_in_order() {
+    let cluster = Cluster::new(5);
+    cluster.run(&cluster.client(), |client| async move {
+        let (_handle, io) = open(&client).await;
+        let mut expected = Vec::new();
+        for index in 0..300 {
+            // Some keys are so long that few of them fit one reply.
+            let key = format!("{index:04}{}", "x".repeat(if index % 10 == 0 { 5000 } else { 20 }));
+            let records = [UpdateRecord::Value { key: key.as_bytes(), value: b"v" }];
+            io.update(at(0, kv(1)), Epoch(1), 0, b"", &records).await.expect("written");
+            expected.push(key.into_bytes());
+        }
+        for page in [1, 7, 100_000] {
+            assert!(keys(&io, kv(1), EnumerateKind::Keys, b"", page).await == expected, "pages of {page}");
+        }
+        for number in 2..50 {
+            let records = [UpdateRecord::Value { key: b"k", value: b"v" }];
+            io.update(at(0, kv(number)), Epoch(1), 0, b"", &records).await.expect("written");
+        }
+        assert_eq!(keys(&io, kv(1), EnumerateKind::Objects, b"", 10).await.len(), 49);
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_a_reason() {
+    let cluster = Cluster::new(6);
+    cluster.run(&cluster.client(), |client| async move {
+        let (_handle, io) = open(&client).await;
+        let status = |result: Result<(), DsmError>| result.expect_err("refused").status();
+        let value = [UpdateRecord::Value { key: b"k", value: b"v" }];
+        let other = [UpdateRecord::Value { key: b"k", value: b"w" }];
+        io.update(at(0, kv(1)), Epoch(1), 0, b"", &value).await.expect("written");
+        assert_eq!(status(io.update(at(0, kv(1)), Epoch(1), 0, b"", &other).await), Status::EPOCH_CONFLICT);
+        io.update(at(0, kv(1)), Epoch(1), flags::LAST_WINS, b"", &other).await.expect("the last one wins");
+        assert_eq!(status(io.update(at(0, array(1)), Epoch(1), 0, b"", &value).await), Status::INVALID);
+        assert_eq!(status(io.update(at(9, kv(1)), Epoch(1), 0, b"", &value).await), Status::INVALID);
+        let long = vec![0; 17 << 20];
+        let too_long = [UpdateRecord::Value { key: b"k", value: &long }];
+        assert_eq!(status(io.update(at(0, kv(1)), Epoch(1), 0, b"", &too_long).await), Status::INVALID);
+        let long_key = vec![0; 70_000];
+        let too_long = [UpdateRecord::Value { key: &long_key, value: b"" }];
+        assert_eq!(status(io.update(at(0, kv(1)), Epoch(1), 0, b"", &too_long).await), Status::INVALID);
+    });
+}
+
+/// Bulk data over connections that break, with a power failure after the flush: every byte is there.
+#[test]
+fn flushed_bulk_data_survives() {
+    for seed in 0..4 {
+        let cluster = Cluster::with(seed, Config { connection_loss_ppm: 5_000, ..Config::default() });
+        let client = cluster.client();
+        cluster.run(&client, |client| async move {
+            let (handle, io) = open(&client).await;
+            for target in 0..2 {
+                let data = IoBuffer::copy_of(&pattern(1 << 20, target as u8));
+                io.write(at(target, array(1)), Epoch(1), 0, None, 7, data).await.1.expect("written");
+            }
+            handle.flush(Epoch(1)).await.expect("flushed");
+            handle.commit(Epoch(1)).await.expect("committed");
+        });
+        cluster.restart(Loss::Power);
+        cluster.run(&client, |client| async move {
+            let handle = client.open(OpenOptions::READ).await;
+            for target in 0..2 {
+                let room = IoBuffer::zeroed(1 << 20);
+                let (buffer, read) =
+                    handle.objects().read(at(target, array(1)), Epoch(1), None, 7, room).await;
+                read.expect("read");
+                assert!(buffer.as_slice() == pattern(1 << 20, target as u8));
+            }
+        });
+    }
+}

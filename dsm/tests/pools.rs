@@ -1,0 +1,148 @@
+//! Pools: made on all targets or on none, listed, destroyed, over failures; who may do what.
+#![cfg(feature = "service")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Cluster, POOL_BYTES, label, name};
+use daos_dsm::{
+    access::Capabilities,
+    client::{DsmError, OpenOptions, PoolSpec},
+};
+use daos_xstream::rpc::Status;
+use daos_xstream_sim::Loss;
+
+fn spec(text: &str) -> PoolSpec {
+    PoolSpec { label: Some(label(text)), bytes: POOL_BYTES, ..PoolSpec::default() }
+}
+
+fn status<T>(result: Result<T, DsmError>) -> Option<Status> {
+    result.err().map(|error| error.status())
+}
+
+fn pool_files(cluster: &Cluster) -> usize {
+    cluster.engine.disk().files().iter().filter(|(path, _)| path.contains("pools/")).count()
+}
+
+#[test]
+fn pools_come_and_go_and_leave_nothing() {
+    let mut cluster = Cluster::new(1);
+    cluster.config.bytes = 3 * POOL_BYTES;
+    cluster.restart(Loss::Process);
+    let client = cluster.client();
+    cluster.run(&client, |client| async move {
+        let made = client.service.pool_create(&spec("tank")).await.expect("a pool");
+        assert_eq!((made.targets, made.bytes), (2, POOL_BYTES));
+        client.service.pool_create(&spec("second")).await.expect("another");
+        assert_eq!(status(client.service.pool_create(&spec("tank")).await), Some(Status::EXISTS));
+        let large = PoolSpec { bytes: 2 * POOL_BYTES, ..spec("third") };
+        assert_eq!(status(client.service.pool_create(&large).await), Some(Status::NO_SPACE));
+        let small = PoolSpec { bytes: 1 << 20, ..spec("third") };
+        assert_eq!(status(client.service.pool_create(&small).await), Some(Status::INVALID));
+        assert_eq!(client.service.pool_list().await.expect("listed").len(), 2);
+        let storage = client.service.storage_query().await.expect("queried");
+        assert_eq!((storage.bytes_in_pools, storage.targets.len()), (2 * POOL_BYTES, 2));
+        assert!(storage.targets.iter().all(|target| target.scm_bytes_free > 0));
+    });
+    cluster.restart(Loss::Power);
+    cluster.run(&client, |client| async move {
+        assert_eq!(client.service.pool_list().await.expect("listed").len(), 2, "both are there");
+        let pool = client.connect().await;
+        assert_eq!(pool.query(true).await.expect("queried").space.len(), 2);
+        assert_eq!(status(client.service.pool_destroy(name("tank"), false).await), Some(Status::IN_USE));
+        client.service.pool_destroy(name("tank"), true).await.expect("destroyed");
+        assert_eq!(status(pool.query(false).await), Some(Status::BAD_HANDLE));
+        client.service.pool_destroy(name("second"), false).await.expect("destroyed");
+        let missing = client.service.pool_connect(name("tank"), Capabilities::READ).await;
+        assert_eq!(status(missing), Some(Status::NOT_FOUND));
+    });
+    assert_eq!(pool_files(&cluster), 0);
+}
+
+/// The power fails at a random moment while a pool is made or destroyed: after the restart the pool is there as a whole, or
+/// not at all and without a file. The client, who repeats its request, gets what it wanted.
+#[test]
+fn a_pool_is_never_half_made() {
+    let mut outcomes = [0; 2];
+    for seed in 0..24 {
+        let cluster = Cluster::new(seed);
+        let client = cluster.client();
+        cluster.run(&client, |client| async move { drop(client) });
+        let address = cluster.engine.address(0);
+        client.start(move |env| {
+            let address = address.clone();
+            async move {
+                let endpoint = daos_xstream::rpc::Endpoint::of(&env).expect("made before");
+                let identity = daos_dsm::access::Identity { uid: 1000, gid: 1000 };
+                let config = daos_dsm::client::ClientConfig::new(identity);
+                let caller = daos_dsm::client::Caller::new(endpoint, config);
+                let service = daos_dsm::client::Service::new(caller, vec![address]);
+                for _ in 0..20 {
+                    service.pool_create(&spec("tank")).await.expect("made");
+                    service.pool_destroy(name("tank"), true).await.expect("destroyed");
+                }
+            }
+        });
+        cluster.sim.run_for(Duration::from_micros(500 + cluster.sim.choose(60_000))).expect("runs");
+        client.kill(Loss::Process);
+        cluster.restart(Loss::Power);
+        let files = pool_files(&cluster);
+        let other = cluster.client();
+        let listed = cluster.run(&other, |client| async move {
+            let pools = client.service.pool_list().await.expect("listed");
+            if !pools.is_empty() {
+                // As a whole: it can be used.
+                let pool = client.connect().await;
+                pool.container_create(Some(label("box")), Default::default(), None).await.expect("made");
+                let handle =
+                    pool.container_open(name("box"), OpenOptions::NO_TRANSACTION).await.expect("opened");
+                for target in 0..2 {
+                    common::put(&handle.objects(), target, 1, "a", b"v").await.expect("written");
+                }
+            }
+            pools.len()
+        });
+        assert_eq!(listed > 0, files > 0, "files without a pool, or a pool without files");
+        outcomes[listed] += 1;
+    }
+    assert!(outcomes[0] > 2 && outcomes[1] > 2, "both happened: {outcomes:?}");
+}
+
+#[test]
+fn a_device_that_is_full_refuses_a_pool_and_keeps_nothing_of_it() {
+    let cluster = Cluster::new(2);
+    let client = cluster.client();
+    cluster.engine.disk().set_capacity(POOL_BYTES / 2);
+    cluster.run(&client, |client| async move {
+        let refused = client.service.pool_create(&spec("tank")).await.expect_err("too large");
+        assert!(matches!(refused, DsmError::Refused { .. }), "{refused}");
+        assert!(client.service.pool_list().await.expect("listed").is_empty());
+    });
+    assert_eq!(pool_files(&cluster), 0);
+    cluster.engine.disk().set_capacity(u64::MAX);
+    cluster.run(&client, |client| async move {
+        client.service.pool_create(&spec("tank")).await.expect("there is room now");
+    });
+}
+
+#[test]
+fn lists_decide_who_may_do_what() {
+    let cluster = Cluster::new(3);
+    cluster.run(&cluster.client(), |client| async move {
+        client.make().await;
+        let pool = client.connect().await;
+        // This client is user 1000, who owns the pool; the list leaves that user nothing but to read and to change it.
+        pool.set_acl("A::OWNER@:rA".parse().expect("a list")).await.expect("set");
+        let refused = client.service.pool_connect(name("tank"), Capabilities::WRITE).await;
+        assert_eq!(status(refused), Some(Status::ACCESS_DENIED));
+        let reader = client.service.pool_connect(name("tank"), Capabilities::READ).await.expect("connected");
+        let refused = reader.container_create(None, Default::default(), None).await;
+        assert_eq!(status(refused), Some(Status::NOT_PERMITTED));
+        let refused = reader.container_open(name("box"), OpenOptions::WRITE).await;
+        assert_eq!(status(refused), Some(Status::NOT_PERMITTED));
+        let handle = reader.container_open(name("box"), OpenOptions::READ).await.expect("opened");
+        let refused = common::put(&handle.objects(), 0, u64::MAX - 2, "a", b"v").await;
+        assert!(refused.is_err());
+    });
+}
