@@ -10,7 +10,7 @@ use daos_dsm::{
     access::Capabilities,
     client::{DsmError, OpenOptions, PoolSpec},
 };
-use daos_xstream::rpc::Status;
+use daos_xstream::{Clock, Env, rpc::Status};
 use daos_xstream_sim::Loss;
 
 fn spec(text: &str) -> PoolSpec {
@@ -80,11 +80,12 @@ fn a_pool_is_never_half_made() {
                 let service = daos_dsm::client::Service::new(caller, vec![address]);
                 for _ in 0..20 {
                     service.pool_create(&spec("tank")).await.expect("made");
+                    env.clock().sleep_until(env.clock().now() + Duration::from_millis(5)).await;
                     service.pool_destroy(name("tank"), true).await.expect("destroyed");
                 }
             }
         });
-        cluster.sim.run_for(Duration::from_micros(500 + cluster.sim.choose(60_000))).expect("runs");
+        cluster.sim.run_for(Duration::from_micros(500 + cluster.sim.choose(100_000))).expect("runs");
         client.kill(Loss::Process);
         cluster.restart(Loss::Power);
         let files = pool_files(&cluster);
@@ -113,7 +114,7 @@ fn a_pool_is_never_half_made() {
 fn a_device_that_is_full_refuses_a_pool_and_keeps_nothing_of_it() {
     let cluster = Cluster::new(2);
     let client = cluster.client();
-    cluster.engine.disk().set_capacity(POOL_BYTES / 2);
+    cluster.engine.disk().set_capacity(1 << 20);
     cluster.run(&client, |client| async move {
         let refused = client.service.pool_create(&spec("tank")).await.expect_err("too large");
         assert!(matches!(refused, DsmError::Refused { .. }), "{refused}");

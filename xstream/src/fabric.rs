@@ -133,8 +133,13 @@ pub trait Fabric: 'static {
     /// handed up. So no borrow of the endpoint's state may be held while the sink runs.
     fn poll(&self, limit: usize, sink: &mut impl Sink) -> usize;
 
-    /// Exposes `buffer` to `peer`.
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<Self::Exposed, FabricError>;
+    /// Exposes `buffer` to `peer`. With an error the buffer comes back: its data may be sent again.
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<Self::Exposed, (IoBuffer, FabricError)>;
 
     /// The name of an exposed buffer, to be sent in a request.
     fn remote(&self, exposed: &Self::Exposed) -> RemoteBuffer;

@@ -43,8 +43,16 @@ impl<F: Fabric> Fabric for Option<F> {
         self.as_ref().map_or(0, |fabric| fabric.poll(limit, sink))
     }
 
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<F::Exposed, FabricError> {
-        self.as_ref().ok_or(FabricError::PeerGone)?.expose(peer, buffer, access)
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<F::Exposed, (IoBuffer, FabricError)> {
+        match self {
+            Some(fabric) => fabric.expose(peer, buffer, access),
+            None => Err((buffer, FabricError::PeerGone)),
+        }
     }
 
     fn remote(&self, exposed: &F::Exposed) -> RemoteBuffer {

@@ -111,7 +111,12 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
         done + self.second.poll(limit, &mut Marked(sink, SECOND))
     }
 
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<Self::Exposed, FabricError> {
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<Self::Exposed, (IoBuffer, FabricError)> {
         match split(peer) {
             First(peer) => self.first.expose(peer, buffer, access).map(First),
             Second(peer) => self.second.expose(peer, buffer, access).map(Second),

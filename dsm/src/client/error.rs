@@ -1,6 +1,9 @@
 //! What can go wrong for a client.
 
-use daos_xstream::rpc::{RpcError, Status};
+use daos_xstream::{
+    FabricError,
+    rpc::{RpcError, Status},
+};
 
 use crate::rpc::{Malformed, control::LabelError};
 
@@ -61,6 +64,9 @@ impl DsmError {
         match error {
             RpcError::Refused { status: Status::INTERRUPTED, .. } => Self::Interrupted,
             RpcError::Refused { status, message, .. } => Self::Refused { status, message },
+            RpcError::Fabric(FabricError::TooLong { .. } | FabricError::BadAddress(_)) => {
+                Self::Refused { status: error.status(), message: error.to_string() }
+            }
             other => Self::TimedOut { last: other.to_string() },
         }
     }

@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use daos_types::{Epoch, ObjectId};
+use daos_types::{Epoch, KEY_BYTES_MAX, ObjectId};
 use daos_xstream::{
     Access, Env, IoBuffer, PeerId, RemoteBuffer,
     rpc::{Call, Opcode, Reply, RpcError, Status},
@@ -85,7 +85,7 @@ impl<E: Env> ObjectIo<E> {
         dkey: &[u8],
         records: &[UpdateRecord<'_>],
     ) -> Result<(), DsmError> {
-        check_count(records.len())?;
+        check_keys(dkey, records)?;
         self.check_held(epoch)?;
         let data_bytes: usize = records.iter().map(|record| record.data().len()).sum();
         check_length(data_bytes)?;
@@ -267,7 +267,7 @@ impl<E: Env> ObjectIo<E> {
         dkey: &[u8],
         records: &[UpdateRecord<'_>],
     ) -> Result<(), DsmError> {
-        check_count(records.len())?;
+        check_keys(dkey, records)?;
         self.check_held(epoch)?;
         let encode = |body: &mut Vec<u8>, _| encode_punch(body, at.object, epoch, flags, dkey, records);
         self.exchange(at, procedure::PUNCH, None, encode).await.1.map(drop)
@@ -380,14 +380,9 @@ impl<E: Env> ObjectIo<E> {
                 endpoint.call(peer, &call, &[body]).await
             }
             Some((buffer, access)) => {
-                // A fabric that refuses an exposure has consumed the buffer: fail over to an equal one.
-                let length = buffer.len();
-                let copy = (access == Access::Read).then(|| buffer.as_slice().to_vec());
                 let (exposed, remote) = match endpoint.expose(peer, buffer, access) {
                     Ok(exposed) => exposed,
-                    Err(error) => {
-                        let buffer =
-                            copy.map_or_else(|| IoBuffer::zeroed(length), |bytes| IoBuffer::copy_of(&bytes));
+                    Err((buffer, error)) => {
                         *bulk = Some((buffer, access));
                         return Err(error);
                     }
@@ -473,11 +468,7 @@ fn too_far() -> DsmError {
 /// Bytes of an update's body beside the data; an upper bound.
 fn overhead(dkey: &[u8], records: &[UpdateRecord<'_>]) -> usize {
     let per_record = |record: &UpdateRecord<'_>| {
-        let (UpdateRecord::Value { key, .. }
-        | UpdateRecord::Extent { key, .. }
-        | UpdateRecord::Punch { key }
-        | UpdateRecord::PunchExtent { key, .. }) = record;
-        24 + key.len() + 4 * (record.data().len() / crate::rpc::object::CHUNK_BYTES as usize + 2)
+        24 + record.key().len() + 4 * (record.data().len() / crate::rpc::object::CHUNK_BYTES as usize + 2)
     };
     80 + dkey.len() + records.iter().map(per_record).sum::<usize>()
 }
@@ -485,6 +476,15 @@ fn overhead(dkey: &[u8], records: &[UpdateRecord<'_>]) -> usize {
 fn check_count(records: usize) -> Result<(), DsmError> {
     if records > usize::from(u16::MAX) {
         return Err(DsmError::Invalid(format!("{records} records in one request: at most {}", u16::MAX)));
+    }
+    Ok(())
+}
+
+fn check_keys(dkey: &[u8], records: &[UpdateRecord<'_>]) -> Result<(), DsmError> {
+    check_count(records.len())?;
+    let longest = records.iter().map(|record| record.key().len()).max().unwrap_or(0).max(dkey.len());
+    if longest > KEY_BYTES_MAX {
+        return Err(DsmError::Invalid(format!("a key of {longest} bytes: at most {KEY_BYTES_MAX}")));
     }
     Ok(())
 }

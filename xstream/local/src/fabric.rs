@@ -469,15 +469,26 @@ impl Fabric for LocalFabric {
         happened
     }
 
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<Exposed, FabricError> {
-        let random = self.0.random()?;
-        let (piece, remote) = self.0.with_peer(peer, |peer| match &peer.role {
-            Role::Engine => Err(FabricError::Failed("an engine never exposes memory".to_owned())),
-            Role::Client { area, .. } => {
-                area.borrow_mut().expose(&peer.region, random, buffer.as_slice(), access)
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<Exposed, (IoBuffer, FabricError)> {
+        let taken = self.0.random().and_then(|random| {
+            self.0.with_peer(peer, |peer| match &peer.role {
+                Role::Engine => Err(FabricError::Failed("an engine never exposes memory".to_owned())),
+                Role::Client { area, .. } => {
+                    area.borrow_mut().expose(&peer.region, random, buffer.as_slice(), access)
+                }
+            })?
+        });
+        match taken {
+            Ok((piece, remote)) => {
+                Ok(Exposed { fabric: self.0.clone(), peer, piece, remote, buffer: Some(buffer) })
             }
-        })??;
-        Ok(Exposed { fabric: self.0.clone(), peer, piece, remote, buffer: Some(buffer) })
+            Err(error) => Err((buffer, error)),
+        }
     }
 
     fn remote(&self, exposed: &Exposed) -> RemoteBuffer {

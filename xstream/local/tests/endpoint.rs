@@ -250,7 +250,7 @@ fn an_exposure_outlives_neither_its_owner_nor_its_peer() {
     let (client, peer) = &clients[0];
     let area = LocalOptions::default().bulk_bytes as usize;
     let exposed = client.expose(*peer, IoBuffer::zeroed(area), Access::Read).unwrap();
-    let busy = client.expose(*peer, IoBuffer::zeroed(1), Access::Read).err().unwrap();
+    let busy = client.expose(*peer, IoBuffer::zeroed(1), Access::Read).err().unwrap().1;
     assert_eq!(busy, FabricError::Busy);
     drop(exposed);
     let exposed = client.expose(*peer, IoBuffer::copy_of(b"mine"), Access::Write).unwrap();
@@ -260,6 +260,6 @@ fn an_exposure_outlives_neither_its_owner_nor_its_peer() {
     while received.closed.is_empty() {
         engine.poll(8, &mut received);
     }
-    let refused = engine.expose(received.closed[0], IoBuffer::zeroed(1), Access::Read).err().unwrap();
+    let refused = engine.expose(received.closed[0], IoBuffer::zeroed(1), Access::Read).err().unwrap().1;
     assert_eq!(refused, FabricError::PeerGone);
 }

@@ -38,8 +38,10 @@ impl Exposed {
         peer: PeerId,
         mut buffer: IoBuffer,
         access: Access,
-    ) -> Result<Self, FabricError> {
-        let messages = inner.state.borrow().peers.get(peer).ok_or(FabricError::PeerGone)?.messages;
+    ) -> Result<Self, (IoBuffer, FabricError)> {
+        let Some(messages) = inner.state.borrow().peers.get(peer).map(|peer| peer.messages) else {
+            return Err((buffer, FabricError::PeerGone));
+        };
         let length = buffer.len();
         let mut region = None;
         let mut remote = RemoteBuffer { key: inner.rng.next_u64(), offset: 0, length: length as u64 };
@@ -57,7 +59,7 @@ impl Exposed {
                     region = Some(registered);
                     break;
                 }
-                Err(error) if attempt == KEY_ATTEMPTS => return Err(error),
+                Err(error) if attempt == KEY_ATTEMPTS => return Err((buffer, error)),
                 Err(_) => remote.key = inner.rng.next_u64(),
             }
         }

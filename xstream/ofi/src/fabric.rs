@@ -243,7 +243,12 @@ impl Fabric for OfiFabric {
         self.inner.poll(limit, sink)
     }
 
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<Exposed, FabricError> {
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<Exposed, (IoBuffer, FabricError)> {
         Exposed::new(&self.inner, peer, buffer, access)
     }
 

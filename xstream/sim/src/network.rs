@@ -349,9 +349,16 @@ impl Fabric for SimFabric {
         limit
     }
 
-    fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Result<SimExposed, FabricError> {
-        let link = self.link(peer)?;
-        Ok(rma::expose(&self.world, link, buffer, access))
+    fn expose(
+        &self,
+        peer: PeerId,
+        buffer: IoBuffer,
+        access: Access,
+    ) -> Result<SimExposed, (IoBuffer, FabricError)> {
+        match self.link(peer) {
+            Ok(link) => Ok(rma::expose(&self.world, link, buffer, access)),
+            Err(error) => Err((buffer, error)),
+        }
     }
 
     fn remote(&self, exposed: &SimExposed) -> RemoteBuffer {

@@ -231,7 +231,7 @@ impl<E: Env> Driver<'_, E> {
     }
 
     fn expose(&self, buffer: IoBuffer, access: Access) -> Result<(Exposed<E>, RemoteBuffer), String> {
-        self.endpoint.expose(self.peer, buffer, access).map_err(|error| format!("expose: {error}"))
+        self.endpoint.expose(self.peer, buffer, access).map_err(|(_, error)| format!("expose: {error}"))
     }
 
     async fn bulk_reads(&self) -> Outcome {

@@ -136,14 +136,15 @@ impl<E: Env> Endpoint<E> {
         self.0.env.fabric().disconnect(peer);
     }
 
-    /// Exposes memory to a peer for the time of one request.
+    /// Exposes memory to a peer for the time of one request. With an error the memory comes back.
     pub fn expose(
         &self,
         peer: PeerId,
         buffer: IoBuffer,
         access: Access,
-    ) -> Result<(<E::Fabric as Fabric>::Exposed, RemoteBuffer), RpcError> {
-        let exposed = self.0.env.fabric().expose(peer, buffer, access)?;
+    ) -> Result<(<E::Fabric as Fabric>::Exposed, RemoteBuffer), (IoBuffer, RpcError)> {
+        let exposed = self.0.env.fabric().expose(peer, buffer, access);
+        let exposed = exposed.map_err(|(buffer, error)| (buffer, RpcError::from(error)))?;
         let remote = self.0.env.fabric().remote(&exposed);
         Ok((exposed, remote))
     }

@@ -95,7 +95,12 @@ impl Fabric for Loopback {
         limit
     }
 
-    fn expose(&self, _peer: PeerId, buffer: IoBuffer, _access: Access) -> Result<IoBuffer, FabricError> {
+    fn expose(
+        &self,
+        _peer: PeerId,
+        buffer: IoBuffer,
+        _access: Access,
+    ) -> Result<IoBuffer, (IoBuffer, FabricError)> {
         Ok(buffer)
     }
 

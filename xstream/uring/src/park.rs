@@ -71,8 +71,13 @@ impl Fabric for NoFabric {
         0
     }
 
-    fn expose(&self, _peer: PeerId, _buffer: IoBuffer, _access: Access) -> Result<IoBuffer, FabricError> {
-        Err(FabricError::PeerGone)
+    fn expose(
+        &self,
+        _peer: PeerId,
+        buffer: IoBuffer,
+        _access: Access,
+    ) -> Result<IoBuffer, (IoBuffer, FabricError)> {
+        Err((buffer, FabricError::PeerGone))
     }
 
     fn remote(&self, _exposed: &IoBuffer) -> RemoteBuffer {

@@ -45,6 +45,11 @@ pub enum UpdateRecord<'a> {
 }
 
 impl<'a> UpdateRecord<'a> {
+    /// The record's key.
+    pub fn key(&self) -> &'a [u8] {
+        self.parts().1
+    }
+
     /// The record's data, empty for punches.
     pub fn data(&self) -> &'a [u8] {
         match *self {

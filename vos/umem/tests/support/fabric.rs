@@ -35,8 +35,8 @@ impl Fabric for NoFabric {
     fn poll(&self, _: usize, _: &mut impl Sink) -> usize {
         0
     }
-    fn expose(&self, _: PeerId, _: IoBuffer, _: Access) -> Result<Infallible, FabricError> {
-        nobody()
+    fn expose(&self, _: PeerId, buffer: IoBuffer, _: Access) -> Result<Infallible, (IoBuffer, FabricError)> {
+        nobody().map_err(|error| (buffer, error))
     }
     fn remote(&self, exposed: &Infallible) -> RemoteBuffer {
         match *exposed {}
