@@ -263,6 +263,9 @@ impl<F: MediaFile> Image<F> {
                 return Ok(0);
             }
         }
+        // If only the process died, the batch may be whole in the device's cache alone. Homes must not be touched while
+        // that is so: power could fail with them half written and the batch lost.
+        self.file.flush().await?;
         self.write_home(&entries, blocks).await?;
         self.super_block.batch_sequence = header.sequence;
         Ok(header.valid_position)

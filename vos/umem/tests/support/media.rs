@@ -126,6 +126,20 @@ impl TestMedia {
         Self(Rc::new(RefCell::new(Disk { files, ..Disk::default() })))
     }
 
+    /// What the next process finds after this one was killed: what was on its way is there or not, and is not durable.
+    pub fn after_kill(&self, random: &Random) -> Self {
+        let disk = self.0.borrow();
+        let mut files = disk.files.clone();
+        for operation in &disk.in_flight {
+            if let (Kind::Write { offset, bytes, .. }, true) = (&operation.kind, random.below(2) == 0) {
+                let file = files.get_mut(&operation.path).expect("a file");
+                file.live[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
+                file.cached.push((*offset, bytes.clone()));
+            }
+        }
+        Self(Rc::new(RefCell::new(Disk { files, ..Disk::default() })))
+    }
+
     /// The device finishes one operation, any.
     pub fn complete_one(&self, random: &Random) {
         let mut disk = self.0.borrow_mut();

@@ -49,7 +49,7 @@ pub fn change(
         let slot_off = field!(table, Table, slots).cast::<Slot>().element(index);
         let slot = *transaction.get(slot_off)?;
         let fill = random.below(255) as u32 + 1;
-        let length = [20, 100, 700, 4000, 9000][random.below(5) as usize] + random.below(50) as u32;
+        let length = [20, 100, 700, 2000, 5000][random.below(5) as usize] + random.below(50) as u32;
         let new = match (slot.block.is_null(), random.below(3)) {
             (false, 0) => {
                 transaction.free(slot.block)?;
