@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
 };
 
-use daos_types::{Epoch, KEY_BYTES_MAX, ObjectId};
+use daos_types::{Epoch, ObjectId};
 use daos_xstream::{
     Access, Env, IoBuffer, PeerId, RemoteBuffer,
     rpc::{Call, Opcode, Reply, RpcError, Status},
@@ -18,16 +18,17 @@ use super::{
 use crate::rpc::{
     module,
     object::{
-        Enumerate, EnumerateKind, Enumerated, FetchReply, Outcome, PieceKind, QueryReply,
-        REQUEST_DATA_BYTES_MAX, ReadRecord, UpdateRecord, encode_enumerate, encode_fetch, encode_punch,
-        encode_query, encode_update, parse_enumerated,
+        Enumerate, EnumerateKind, Enumerated, QueryReply, REQUEST_DATA_BYTES_MAX, ReadRecord, UpdateRecord,
+        encode_enumerate, encode_fetch, encode_punch, encode_query, encode_update, parse_enumerated,
     },
     object_procedure as procedure,
 };
 
 mod fetched;
+mod limits;
 
 pub use fetched::{Fetched, FetchedData, ReadPiece};
+use limits::{check_count, check_keys, check_length, overhead, too_far};
 
 /// Requests of one fetch after which a value that grows faster than we can make room is given up.
 const FETCH_ROUNDS_MAX: usize = 8;
@@ -459,55 +460,4 @@ impl<E: Env> ObjectIo<E> {
         }
         Ok(())
     }
-}
-
-fn too_far() -> DsmError {
-    DsmError::BadReply(crate::rpc::Malformed("it covers more than was asked for"))
-}
-
-/// Bytes of an update's body beside the data; an upper bound.
-fn overhead(dkey: &[u8], records: &[UpdateRecord<'_>]) -> usize {
-    let per_record = |record: &UpdateRecord<'_>| {
-        24 + record.key().len() + 4 * (record.data().len() / crate::rpc::object::CHUNK_BYTES as usize + 2)
-    };
-    80 + dkey.len() + records.iter().map(per_record).sum::<usize>()
-}
-
-fn check_count(records: usize) -> Result<(), DsmError> {
-    if records > usize::from(u16::MAX) {
-        return Err(DsmError::Invalid(format!("{records} records in one request: at most {}", u16::MAX)));
-    }
-    Ok(())
-}
-
-fn check_keys(dkey: &[u8], records: &[UpdateRecord<'_>]) -> Result<(), DsmError> {
-    check_count(records.len())?;
-    let longest = records.iter().map(|record| record.key().len()).max().unwrap_or(0).max(dkey.len());
-    if longest > KEY_BYTES_MAX {
-        return Err(DsmError::Invalid(format!("a key of {longest} bytes: at most {KEY_BYTES_MAX}")));
-    }
-    Ok(())
-}
-
-fn check_length(bytes: usize) -> Result<(), DsmError> {
-    if bytes as u64 > REQUEST_DATA_BYTES_MAX {
-        return Err(DsmError::Invalid(format!(
-            "{bytes} bytes of data in one request: at most {REQUEST_DATA_BYTES_MAX}"
-        )));
-    }
-    Ok(())
-}
-
-/// Used by [`fetched`] too: what of a fetch reply cannot be.
-fn outcomes_fit(records: &[ReadRecord<'_>], reply: &FetchReply<'_>) -> bool {
-    records.len() == reply.record_count()
-        && records.iter().zip(reply.records()).all(|(record, got)| match (record, got.outcome) {
-            (ReadRecord::Value { .. }, outcome) => !matches!(outcome, Outcome::Extent { .. }),
-            (ReadRecord::Extent { length, .. }, Outcome::Extent { covered }) => covered <= *length,
-            (ReadRecord::Extent { .. }, _) => false,
-        })
-}
-
-fn is_data(kind: PieceKind) -> bool {
-    matches!(kind, PieceKind::Data(_))
 }

@@ -9,6 +9,7 @@
 
 mod container;
 mod control;
+mod epochs;
 mod management;
 mod object;
 mod pool;

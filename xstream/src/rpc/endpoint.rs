@@ -24,6 +24,9 @@ use crate::{
 /// Longest text that is kept of a refusal.
 const MESSAGE_BYTES_MAX: usize = 1024;
 
+/// What [`Endpoint::expose`] ends with: the exposure and its name, or the buffer and why not.
+pub type Exposure<E> = Result<(<<E as Env>::Fabric as Fabric>::Exposed, RemoteBuffer), (IoBuffer, RpcError)>;
+
 /// The way of one xstream, or one client, to call and be called. A cheap handle.
 pub struct Endpoint<E: Env>(Rc<Inner<E>>);
 
@@ -137,12 +140,7 @@ impl<E: Env> Endpoint<E> {
     }
 
     /// Exposes memory to a peer for the time of one request. With an error the memory comes back.
-    pub fn expose(
-        &self,
-        peer: PeerId,
-        buffer: IoBuffer,
-        access: Access,
-    ) -> Result<(<E::Fabric as Fabric>::Exposed, RemoteBuffer), (IoBuffer, RpcError)> {
+    pub fn expose(&self, peer: PeerId, buffer: IoBuffer, access: Access) -> Exposure<E> {
         let exposed = self.0.env.fabric().expose(peer, buffer, access);
         let exposed = exposed.map_err(|(buffer, error)| (buffer, RpcError::from(error)))?;
         let remote = self.0.env.fabric().remote(&exposed);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use daos_types::{Checksum, Epoch};
 use daos_xstream::{IoBuffer, rpc::Reply};
 
-use super::{is_data, outcomes_fit, too_far};
+use super::limits::{is_data, outcomes_fit, too_far};
 use crate::{
     client::DsmError,
     rpc::{

@@ -1,0 +1,210 @@
+//! Epochs of containers: held, flushed, committed, waited for; snapshots and attributes.
+
+use std::rc::Rc;
+
+use daos_types::Epoch;
+use daos_xstream::{Env, rpc::Status, timeout};
+use uuid::Uuid;
+
+use super::{
+    Batch, Table,
+    control::{Ask, Control},
+    records,
+    refusal::Refusal,
+    state::{PoolState, permit},
+    target::{all_or_first_error, on_all_targets},
+};
+use crate::{
+    access::Capabilities,
+    epochs::{ContainerEpochs, EpochState},
+    rpc::{
+        container,
+        control::{
+            ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, AttributesGet, AttributesReply,
+            AttributesSet, COMMIT_HANDLES_MAX, EpochCommit, EpochDiscard, EpochRequest,
+        },
+    },
+};
+
+impl<E: Env> Control<E> {
+    /// The procedures that answer with the handle's epochs.
+    pub(super) async fn epochs(
+        &self,
+        ask: &Ask<E>,
+        procedure: u8,
+    ) -> Result<(Rc<PoolState<E>>, Uuid), Refusal> {
+        let needed = match procedure {
+            container::EPOCH_QUERY | container::EPOCH_SLIP | container::EPOCH_WAIT => Capabilities::READ,
+            _ => Capabilities::WRITE,
+        };
+        let (pool, container) = self.open_container(ask, needed)?;
+        let handle = ask.handle;
+        match procedure {
+            container::EPOCH_QUERY => {}
+            container::EPOCH_HOLD => {
+                self.hold(&pool, container, handle, ask.body::<EpochRequest>()?.epoch).await?
+            }
+            container::EPOCH_SLIP => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                pool.change_epochs(container, handle, Batch::default(), |epochs| {
+                    Ok(epochs.slip(handle, epoch)?)
+                })?;
+            }
+            container::EPOCH_FLUSH => {
+                self.flush(&pool, container, handle, ask.body::<EpochRequest>()?.epoch).await?;
+            }
+            container::EPOCH_DISCARD => {
+                let asked = ask.body::<EpochDiscard>()?.range;
+                let range =
+                    pool.tables.borrow_mut().container(container)?.epochs.discardable(handle, asked)?;
+                let info = pool.tables.borrow().info(pool.uuid, handle)?;
+                self.discard_everywhere(&info, range).await?;
+                pool.tables.borrow_mut().container(container)?.epochs.discarded(handle, range)?;
+            }
+            container::EPOCH_WAIT => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let waited = timeout(self.env.clock(), self.deadline(&ask.responder), async {
+                    while pool.tables.borrow_mut().container(container)?.epochs.hce() < epoch {
+                        // The connection's end, or the handle's, ends the wait too.
+                        pool.committed.notified().await;
+                        pool.tables.borrow().open_handle(handle)?;
+                    }
+                    Ok::<(), Refusal>(())
+                });
+                waited.await.map_err(|_| Refusal::from(Status::TIMED_OUT))??;
+            }
+            container::SNAPSHOT_CREATE => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let mut batch = Batch::default();
+                batch.put(Table::Main, records::snapshot_key(container, epoch), Vec::new());
+                self.change_snapshots(&pool, container, &batch, |epochs| Ok(epochs.snapshot_create(epoch)?))?;
+            }
+            container::SNAPSHOT_DESTROY => {
+                let epoch = ask.body::<EpochRequest>()?.epoch;
+                let mut batch = Batch::default();
+                batch.remove(Table::Main, records::snapshot_key(container, epoch));
+                self.change_snapshots(&pool, container, &batch, |epochs| {
+                    epochs.snapshot_destroy(epoch);
+                    Ok(())
+                })?;
+            }
+            _ => return Err(Status::NO_SUCH_PROCEDURE.into()),
+        }
+        Ok((pool, container))
+    }
+
+    fn change_snapshots(
+        &self,
+        pool: &PoolState<E>,
+        container: Uuid,
+        batch: &Batch,
+        change: impl FnOnce(&mut ContainerEpochs) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut tables = pool.tables.borrow_mut();
+        let state = tables.container(container)?;
+        let mut epochs = state.epochs.clone();
+        change(&mut epochs)?;
+        pool.rdb.submit(batch)?;
+        state.epochs = epochs;
+        Ok(())
+    }
+
+    async fn hold(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handle: Uuid,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        let given_up =
+            pool.tables.borrow_mut().container(container)?.epochs.given_up_by_hold(handle, epoch)?;
+        if let Some(range) = given_up {
+            let info = pool.tables.borrow().info(pool.uuid, handle)?;
+            self.discard_everywhere(&info, range).await?;
+        }
+        pool.change_epochs(container, handle, Batch::default(), |epochs| Ok(epochs.hold(handle, epoch)?))?;
+        pool.rdb.settled().await?;
+        // A hold that was raised may have been all that was in the way of other handles' commits.
+        pool.committed.notify_all();
+        self.tell_handle(pool, handle).await
+    }
+
+    async fn flush(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handle: Uuid,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        pool.tables.borrow_mut().container(container)?.epochs.may_flush(handle, epoch)?;
+        let info = pool.tables.borrow().info(pool.uuid, handle)?;
+        let flushed = on_all_targets(&self.env, move |target| async move {
+            // Commits tell targets nothing; what they have raised since is told on the way.
+            target.install(&info)?;
+            target.flush(info.pool).await
+        });
+        all_or_first_error(flushed.await)?;
+        Ok(pool.tables.borrow_mut().container(container)?.epochs.flushed(handle, epoch)?)
+    }
+
+    pub(super) async fn commit(&self, ask: &Ask<E>) -> Result<Vec<EpochState>, Refusal> {
+        let request: EpochCommit = ask.body()?;
+        let count = request.commits.len();
+        if count == 0 || count > COMMIT_HANDLES_MAX {
+            let message = format!("a commit names 1 to {COMMIT_HANDLES_MAX} handles, not {count}");
+            return Err(Refusal::new(Status::INVALID, message));
+        }
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        let mut states = Vec::with_capacity(count);
+        for (handle, _) in &request.commits {
+            permit(pool.tables.borrow().open_handle(*handle)?.1.capabilities, Capabilities::WRITE)?;
+            self.used(&pool, *handle, &ask.responder);
+        }
+        pool.commit(&request.commits)?;
+        for (handle, _) in &request.commits {
+            let mut tables = pool.tables.borrow_mut();
+            let (container, _) = tables.open_handle(*handle)?;
+            states.push(tables.container(container)?.epochs.query(*handle)?);
+        }
+        pool.rdb.settled().await?;
+        pool.committed.notify_all();
+        Ok(states)
+    }
+
+    pub(super) async fn attributes_set(&self, ask: &Ask<E>) -> Result<(), Refusal> {
+        let request: AttributesSet = ask.body()?;
+        let (pool, container) = self.open_container(ask, Capabilities::WRITE)?;
+        let mut batch = Batch::default();
+        for (name, value) in request.attributes {
+            let too_long = value.as_ref().is_some_and(|value| value.len() > ATTRIBUTE_VALUE_BYTES_MAX);
+            if name.is_empty() || name.len() > ATTRIBUTE_NAME_BYTES_MAX || too_long {
+                return Err(Refusal::new(Status::INVALID, "an attribute without a name, or too long"));
+            }
+            match value {
+                Some(value) => batch.put(Table::Attributes(container), name.into_bytes(), value),
+                None => batch.remove(Table::Attributes(container), name.into_bytes()),
+            }
+        }
+        pool.rdb.submit(&batch)?;
+        Ok(pool.rdb.settled().await?)
+    }
+
+    pub(super) async fn attributes_get(&self, ask: &Ask<E>) -> Result<AttributesReply, Refusal> {
+        let request: AttributesGet = ask.body()?;
+        let (pool, container) = self.open_container(ask, Capabilities::READ)?;
+        let table = Table::Attributes(container);
+        let mut attributes = Vec::new();
+        if request.names.is_empty() {
+            for (name, value) in pool.rdb.range(table, b"")? {
+                attributes.push((String::from_utf8_lossy(&name).into_owned(), value));
+            }
+        }
+        for name in request.names {
+            if let Some(value) = pool.rdb.get(table, name.as_bytes())? {
+                attributes.push((name, value));
+            }
+        }
+        pool.rdb.settled().await?;
+        Ok(AttributesReply { attributes })
+    }
+}
