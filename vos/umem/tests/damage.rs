@@ -224,8 +224,9 @@ fn a_full_log_refuses_and_then_makes_room() {
     assert!(store.counters().checkpoints >= 3, "{:?}", store.counters());
     drop(store);
     world.kill();
-    let (_, store) = open(&media.after_crash(&Random::new(1))).expect("opens");
+    let (world, store) = open(&media.after_crash(&Random::new(1))).expect("opens");
     check(3, &store.heap(), number, number);
+    world.kill();
 }
 
 #[test]
@@ -239,6 +240,8 @@ fn a_transaction_larger_than_the_log_takes_is_undone() {
     transaction.write(block, &[1; 100_000]).expect("in bounds");
     assert_eq!(transaction.seal(), Err(HeapError::TransactionTooLarge));
     assert_eq!(heap.usage(), before);
+    drop(heap);
+    world.kill();
 }
 
 #[test]
@@ -286,4 +289,5 @@ fn opening_reads_what_was_written_and_not_what_was_not() {
     let read = media.bytes_read();
     assert!(read < 6 << 20, "{read} bytes read to open an empty heap of 64 MiB");
     drop(store);
+    world.kill();
 }

@@ -63,6 +63,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_format_document_lists_the_classes() {
+        let document = include_str!("../../../../docs/format.md");
+        let list = CLASS_BYTES.map(|bytes| bytes.to_string()).join(", ");
+        assert!(document.lines().any(|line| line == list), "docs/format.md has no line {list:?}");
+    }
+
+    #[test]
     fn every_size_gets_the_smallest_class_that_holds_it() {
         for bytes in 0..=RUN_BLOCK_BYTES_MAX {
             let class = usize::from(class_of(bytes, 1).expect("a class"));
