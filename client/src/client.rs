@@ -79,7 +79,8 @@ impl Client<ClientEnv> {
             (true, ..) => None,
             (false, Some(address), FabricChoice::Nearest | FabricChoice::Network) => {
                 let config = OfiConfig::client_of(address.clone());
-                Some(OfiFabric::open(config, clock.clone(), rng.clone())?)
+                let clock = clock.clone();
+                Some(OfiFabric::open(config, move || clock.now(), rng.clone())?)
             }
             (false, ..) => {
                 let what = "the engine offers no address of the fabric that was asked for";

@@ -227,6 +227,18 @@ impl Config {
         .checked("--dev")
     }
 
+    /// The CPUs of the targets' xstreams: from `first_core` on, as far as this process may use them.
+    pub fn cpus(&self) -> Result<Vec<usize>, ConfigError> {
+        let usable = daos_xstream_uring::usable_cpus()
+            .map_err(|error| wrong("the machine", error.to_string(), "check the process's CPU affinity"))?;
+        let first = self.first_core as usize;
+        if first >= usable.len() {
+            let what = format!("first_core {first} of a process that may use {} cores", usable.len());
+            return Err(wrong("first_core", what, "choose a lower one"));
+        }
+        Ok(usable[first..].iter().copied().take(self.targets as usize).collect())
+    }
+
     fn checked(self, place: &str) -> Result<Self, ConfigError> {
         if self.targets == 0 || self.targets > TARGETS_MAX {
             let what = format!("{} targets", self.targets);

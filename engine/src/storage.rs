@@ -143,6 +143,7 @@ impl Storage {
             "daos.json",
             "daos.json.new",
             "daos.sock",
+            "daos.sock.lock",
             "pools",
         ];
         for entry in fs::read_dir(directory).map_err(failed)? {

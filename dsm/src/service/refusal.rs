@@ -1,5 +1,7 @@
 //! Errors as services answer them.
 
+use std::fmt;
+
 use daos_vos::Error as VosError;
 use daos_xstream::{FabricError, MailboxError, MediaError, rpc::Status};
 
@@ -20,6 +22,17 @@ impl Refusal {
         Self { status, message: message.into() }
     }
 }
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.message.as_str() {
+            "" => self.status.fmt(f),
+            message => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
 
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {

@@ -167,6 +167,16 @@ impl<E: Env> Target<E> {
         }
     }
 
+    /// Lets go of all pools: nothing is left for the next start to replay.
+    pub async fn close(&self) -> Result<(), Refusal> {
+        let pools: Vec<Uuid> = self.pools.borrow().keys().copied().collect();
+        let mut outcome = Ok(());
+        for pool in pools {
+            outcome = outcome.and(self.pool_close(pool).await);
+        }
+        outcome
+    }
+
     fn keep(&self, uuid: Uuid, vpool: Pool<E>) {
         self.pools.borrow_mut().insert(uuid, TargetPool { vpool, map_version: Rc::default() });
     }

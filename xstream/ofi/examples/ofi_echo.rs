@@ -47,7 +47,8 @@ impl Rng for Counting {
 
 fn open(config: OfiConfig) -> OfiFabric {
     let seed = u64::from(std::process::id());
-    OfiFabric::open(config, RealClock(Instant::now()), Counting(Cell::new(seed))).expect("an endpoint")
+    let clock = RealClock(Instant::now());
+    OfiFabric::open(config, move || clock.now(), Counting(Cell::new(seed))).expect("an endpoint")
 }
 
 struct Echo<'a>(&'a OfiFabric, bool);

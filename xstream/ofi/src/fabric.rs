@@ -9,8 +9,7 @@ use std::{
 };
 
 use daos_xstream::{
-    Access, Address, Clock, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Rng,
-    Sink, Time,
+    Access, Address, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Rng, Sink, Time,
 };
 
 use crate::{
@@ -31,14 +30,18 @@ pub struct OfiFabric {
 }
 
 impl OfiFabric {
-    /// Opens an endpoint. `rng` must be unpredictable to peers: keys and tokens come from it.
+    /// Opens an endpoint. `now` tells the monotonic time; `rng` must be unpredictable to peers: keys and tokens come from it.
     ///
     /// # Errors
     ///
     /// [`FabricError::Failed`] names a provider that this machine does not have, or an address that is in use;
     /// [`FabricError::BadAddress`] an address that is not of the provider's form. Nothing is left open.
-    pub fn open<C: Clock>(config: OfiConfig, clock: C, rng: impl Rng) -> Result<Self, FabricError> {
-        let inner = Inner::open(config, Box::new(move || clock.now()), Box::new(rng))?;
+    pub fn open(
+        config: OfiConfig,
+        now: impl Fn() -> Time + 'static,
+        rng: impl Rng,
+    ) -> Result<Self, FabricError> {
+        let inner = Inner::open(config, Box::new(now), Box::new(rng))?;
         Ok(Self { inner: Rc::new(inner) })
     }
 

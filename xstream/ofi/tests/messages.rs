@@ -151,7 +151,7 @@ fn calling_nobody_fails_in_time() {
 }
 
 fn refusal(config: OfiConfig) -> String {
-    match OfiFabric::open(config, common::RealClock::start(), common::TestRng::new(1)) {
+    match OfiFabric::open(config, common::RealClock::start().reader(), common::TestRng::new(1)) {
         Ok(_) => panic!("opened"),
         Err(error) => error.to_string(),
     }

@@ -7,6 +7,7 @@
 //! | `QUERY` | – | [`SystemInfo`], postcard |
 //! | `TELEMETRY` | offset, u32 little-endian | a piece of the metrics' text from there; empty at its end |
 //! | `STOP` | – | –; the engine shuts down after the reply |
+//! | `FORMAT` | one byte, 1 to format over data | – |
 
 use std::{cell::RefCell, rc::Rc};
 
@@ -26,6 +27,9 @@ pub const QUERY: Opcode = Opcode::new(module::SYSTEM, 2);
 pub const TELEMETRY: Opcode = Opcode::new(module::SYSTEM, 3);
 /// Shut down cleanly. Only for the user who runs the engine, and root, on the same node.
 pub const STOP: Opcode = Opcode::new(module::SYSTEM, 4);
+
+/// Format the storage of an engine that waits for it. Who may stop the engine may do this.
+pub const FORMAT: Opcode = Opcode::new(module::SYSTEM, 5);
 
 /// What an engine is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,12 +52,16 @@ pub struct SystemInfo {
     pub telemetry_port: Option<u16>,
 }
 
+/// Formats the storage; the argument says whether data may be lost.
+type Format = dyn Fn(bool) -> Result<(), String>;
+
 /// The module. One per xstream.
 pub struct SystemService {
     info: Rc<RefCell<SystemInfo>>,
     registry: Registry,
     may_stop: Box<dyn Fn(Option<Credentials>) -> bool>,
     stop: Box<dyn Fn()>,
+    format: Option<Box<Format>>,
     // What the pieces of one reading are cut from: metrics go on changing between two of them.
     text: RefCell<String>,
 }
@@ -67,7 +75,22 @@ impl SystemService {
         stop: impl Fn() + 'static,
     ) -> Self {
         let (may_stop, stop) = (Box::new(may_stop), Box::new(stop));
-        Self { info, registry, may_stop, stop, text: RefCell::default() }
+        Self { info, registry, may_stop, stop, format: None, text: RefCell::default() }
+    }
+
+    /// The same, with a way to format the storage; its argument says whether data may be lost.
+    pub fn with_format(mut self, format: impl Fn(bool) -> Result<(), String> + 'static) -> Self {
+        self.format = Some(Box::new(format));
+        self
+    }
+
+    fn format(&self, body: &[u8]) -> Result<(), (Status, String)> {
+        let &[force @ (0 | 1)] = body else {
+            return Err((Status::INVALID, "the body is one byte, 0 or 1".into()));
+        };
+        let refuse = || (Status::NO_SUCH_PROCEDURE, "this engine has no storage to format".into());
+        let format = self.format.as_ref().ok_or_else(refuse)?;
+        format(force == 1).map_err(|message| (Status::EXISTS, message))
     }
 }
 
@@ -104,9 +127,13 @@ impl<E: Env> Service<E> for SystemService {
                 responder.reply(&[]);
                 (self.stop)();
             }
-            STOP => responder.fail(
+            FORMAT if (self.may_stop)(responder.credentials()) => match self.format(request.body) {
+                Ok(()) => responder.reply(&[]),
+                Err((status, message)) => responder.fail(status, &message),
+            },
+            STOP | FORMAT => responder.fail(
                 Status::NOT_PERMITTED,
-                "only root and the user who runs the engine may stop it, from the same node (fabric local)",
+                "only root and the user who runs the engine may do this, from the same node (fabric local)",
             ),
             _ => responder.fail(Status::NO_SUCH_PROCEDURE, "the system module has no such procedure"),
         }
@@ -139,5 +166,11 @@ pub async fn telemetry<E: Env>(endpoint: &Endpoint<E>, peer: PeerId) -> Result<S
 /// Has an engine shut down.
 pub async fn stop<E: Env>(endpoint: &Endpoint<E>, peer: PeerId) -> Result<(), RpcError> {
     endpoint.call(peer, &Call { opcode: STOP, ..Call::default() }, &[]).await?;
+    Ok(())
+}
+
+/// Formats the storage of an engine that waits for it; with `force` also over data, which is lost.
+pub async fn format<E: Env>(endpoint: &Endpoint<E>, peer: PeerId, force: bool) -> Result<(), RpcError> {
+    endpoint.call(peer, &Call { opcode: FORMAT, ..Call::default() }, &[&[u8::from(force)]]).await?;
     Ok(())
 }

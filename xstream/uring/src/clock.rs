@@ -18,7 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// The monotonic clock, in nanoseconds since boot. The vDSO answers it without entering the kernel (about 20 ns), which
 /// is why nothing caches it.
 #[inline]
-pub(crate) fn now() -> Time {
+pub fn now() -> Time {
     Time(nanoseconds(ClockId::Monotonic))
 }
 

@@ -2,7 +2,7 @@
 //! media.
 //!
 //! [`run`] starts one xstream per core and gives each its [`UringEnv`], generic over the fabric, which must know how to
-//! wake a parked core ([`Park`]). `README.md` of this crate holds the decisions and the figures behind them.
+//! wake a parked core ([`Park`](daos_xstream::Park)). `README.md` of this crate holds the decisions and the figures behind them.
 //!
 //! # Invariants
 //!
@@ -19,22 +19,24 @@ mod env;
 mod file;
 mod media;
 mod mesh;
+mod no_fabric;
 mod notify;
-mod park;
+
 mod progress;
 mod random;
 mod ring;
 mod run;
 mod shutdown;
 
-pub use clock::UringClock;
+pub use clock::{UringClock, now};
 pub use config::{Config, WorldError, usable_cpus};
 pub use core_state::{Counters, UringSpawn};
+pub use daos_xstream::Park;
 pub use env::UringEnv;
 pub use file::UringFile;
 pub use media::UringMedia;
 pub use mesh::UringMailbox;
-pub use park::{NoFabric, Park};
+pub use no_fabric::NoFabric;
 pub use random::UringRng;
 pub use ring::RingCounters;
 pub use run::run;

@@ -19,7 +19,7 @@
 //! | another core's mailbox, shutdown | writes the doorbell |
 //! | media completion | the ring signals the doorbell |
 //! | fabric descriptor | one-shot poll in the ring, whose completion signals the doorbell |
-//! | next timer | a glommio timer, made for this park |
+//! | next timer, of ours or of the fabric | a glommio timer, made for this park |
 //! | a task that ran (woken from elsewhere) | calls [`Core::unpark`] |
 
 use std::{
@@ -146,7 +146,7 @@ impl<F: Park + Fabric> Progress<F> {
         if quiet {
             core.count(|counters| counters.parks += 1);
             core.parked.set(true);
-            let next = core.timers.next();
+            let next = core.timers.next().min(self.env.fabric().wake_at());
             let mut timer = pin!(timer_until(next));
             poll_fn(|context| {
                 let woken = doorbell.poll(context).is_ready()

@@ -14,7 +14,8 @@ use rustix::rand::{GetRandomFlags, getrandom};
 pub struct UringRng(RefCell<ChaCha12Rng>);
 
 impl UringRng {
-    pub(crate) fn from_system() -> io::Result<Self> {
+    /// A generator with a seed of its own, for what is made before its xstream is.
+    pub fn from_system() -> io::Result<Self> {
         let mut seed = [0_u8; 32];
         let mut filled = 0;
         while filled < seed.len() {

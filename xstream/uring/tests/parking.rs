@@ -36,6 +36,10 @@ impl Park for Bell {
         true
     }
 
+    fn wake_at(&self) -> daos_xstream::Time {
+        daos_xstream::Time::NEVER
+    }
+
     fn unpark(&self) {
         assert_eq!(self.depth.replace(0), 1, "awake without having been prepared");
     }

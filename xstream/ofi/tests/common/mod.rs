@@ -21,6 +21,11 @@ impl RealClock {
     pub fn start() -> Self {
         Self(Instant::now())
     }
+
+    /// What an endpoint is told the time by.
+    pub fn reader(self) -> impl Fn() -> Time {
+        move || self.now()
+    }
 }
 
 impl Clock for RealClock {
@@ -60,7 +65,7 @@ impl Rng for TestRng {
 pub fn open(config: OfiConfig) -> OfiFabric {
     static OPENED: AtomicU64 = AtomicU64::new(1);
     let seed = OPENED.fetch_add(1, Ordering::Relaxed) << 32 | u64::from(std::process::id());
-    OfiFabric::open(config, RealClock::start(), TestRng::new(seed)).expect("an endpoint")
+    OfiFabric::open(config, RealClock::start().reader(), TestRng::new(seed)).expect("an endpoint")
 }
 
 /// Whether a descriptor becomes readable within so many milliseconds.

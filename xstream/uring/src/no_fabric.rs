@@ -1,30 +1,10 @@
-//! How a core sleeps without missing anything: what a fabric must offer for it.
+//! Parking without a fabric.
 
-use std::{
-    future::{Future, ready},
-    os::fd::RawFd,
+use std::{future::ready, os::fd::RawFd};
+
+use daos_xstream::{
+    Access, Address, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Sink, Time,
 };
-
-use daos_xstream::{Access, Address, Credentials, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink};
-
-/// A fabric that can wake a parked core.
-///
-/// The core announces that it is about to park ([`prepare_to_park`](Self::prepare_to_park)), polls every source once
-/// more, and only then waits. So a fabric that is asked to announce itself as sleeping *before* it looks at its queues
-/// a last time cannot lose a message: either the last look finds it, or its sender sees the announcement and rings.
-pub trait Park {
-    /// Descriptors that become readable when the fabric wants to be polled. Asked once, when the xstream starts: a
-    /// fabric whose descriptors come and go puts them into an epoll set of its own and names that. They must stay open
-    /// as long as the fabric lives.
-    fn descriptors(&self) -> Vec<RawFd>;
-
-    /// Tells peers that from now on they have to wake this core. `false`: something is waiting already (or may be), do
-    /// not park but poll.
-    fn prepare_to_park(&self) -> bool;
-
-    /// The core is awake again (or did not park after all): peers need not ring any more.
-    fn unpark(&self);
-}
 
 /// A fabric that reaches nobody: for programs and tests that need only the local half of the world.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,6 +17,10 @@ impl Park for NoFabric {
 
     fn prepare_to_park(&self) -> bool {
         true
+    }
+
+    fn wake_at(&self) -> Time {
+        Time::NEVER
     }
 
     fn unpark(&self) {}
