@@ -3,8 +3,9 @@
 //! The object has DAOS's form: `{"response": …, "error": null, "status": 0}`. On failure `response` is null, `error` says
 //! what happened and what to do, and `status` is the code. Errors for people go to standard error, in one line.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
+use daos::{DaosError, copy::CopyError};
 use serde::Serialize;
 
 /// The outcome of a command that worked.
@@ -30,6 +31,31 @@ pub struct Failure {
     pub status: i32,
     /// What happened and what to do, in one line.
     pub message: String,
+}
+
+impl Failure {
+    /// A failure with an errno, or a number of our own, and what to do.
+    pub fn new(status: i32, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+}
+
+impl From<DaosError> for Failure {
+    fn from(error: DaosError) -> Self {
+        Self::new(error.status(), error.to_string())
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        Self::new(error.errno(), error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::new(error.raw_os_error().unwrap_or(5), error.to_string())
+    }
 }
 
 /// Prints the outcome and turns it into the exit code: 0 worked, 1 failed (2 is a wrong command line, from clap).
