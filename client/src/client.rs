@@ -385,6 +385,12 @@ impl<E: Env> Container<E> {
         Ok(Fs::mount(&self.objects, self.fs_options()).await?)
     }
 
+    /// Mounts the container's file system for filling it: the times of directories do not change with their entries, which
+    /// saves a request for every change.
+    pub async fn mount_for_copy(&self) -> Result<Fs<Objects<E>>, DaosError> {
+        Ok(Fs::mount(&self.objects, Options { directory_times: false, ..self.fs_options() }).await?)
+    }
+
     /// Mounts the container's file system as it was at an epoch, for reading.
     pub async fn mount_at(&self, epoch: Epoch) -> Result<Fs<Objects<E>>, DaosError> {
         Ok(Fs::mount(&self.objects, Options { read_at: Some(epoch), ..self.fs_options() }).await?)

@@ -106,15 +106,17 @@ struct Job<E, T> {
     options: CopyOptions,
     files: Rc<Semaphore>,
     chunks: Rc<Semaphore>,
-    state: RefCell<State>,
+    state: RefCell<State<T>>,
 }
 
-struct State {
+struct State<T> {
     progress: Progress,
     report: Box<dyn FnMut(&Progress)>,
     failed: Option<CopyError>,
     /// Buffers of a chunk's size, for the next chunk.
     buffers: Vec<IoBuffer>,
+    /// Directories that were made in the container, with what they shall be like once everything is in them.
+    made: Vec<(PathBuf, Directory<T>, Attributes)>,
 }
 
 /// Copies the local file or tree at `from` to `to` in the container, and commits it. `to` must not be there, unless both
@@ -132,6 +134,7 @@ pub async fn import<E: Env, T: Store>(
     let meta = fs::symlink_metadata(from).map_err(|error| local(from, error))?;
     let walked = start_import(&job, from, &meta, to).await;
     let progress = job.finish(walked).await?;
+    restore_times(&job).await?;
     fs.sync().await.map_err(|error| container(from, error))?;
     Ok(progress)
 }
@@ -178,6 +181,7 @@ impl<E: Env, T: Store> Job<E, T> {
                 report,
                 failed: None,
                 buffers: Vec::new(),
+                made: Vec::new(),
             }),
         })
     }
@@ -273,6 +277,26 @@ impl<E: Env, T: Store> Job<E, T> {
     }
 }
 
+/// Gives the directories that were made their times again, where the mount has changed them with every entry.
+async fn restore_times<E: Env, T: Store>(job: &Rc<Job<E, T>>) -> Result<(), CopyError> {
+    let made = std::mem::take(&mut job.state.borrow_mut().made);
+    if !job.fs.has_directory_times() {
+        return Ok(());
+    }
+    for some in made.chunks(job.options.files_in_flight.max(1)) {
+        let restored = some.iter().map(|(path, directory, attributes)| async move {
+            let set = SetAttributes {
+                accessed: attributes.accessed,
+                modified: attributes.modified,
+                ..SetAttributes::default()
+            };
+            directory.set_own_attributes(set).await.map_err(|error| container(path, error))
+        });
+        join_all(restored).await.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(())
+}
+
 /// Times before 1970 are kept as two's complement.
 fn nanoseconds(seconds: i64, nanoseconds: i64) -> u64 {
     seconds.wrapping_mul(1_000_000_000).wrapping_add(nanoseconds) as u64
@@ -288,7 +312,10 @@ async fn start_import<E: Env, T: Store>(
     let attributes = job.attributes(meta);
     if meta.is_dir() {
         let (directory, fresh) = match job.fs.mkdir(to, attributes).await {
-            Ok(directory) => (directory, true),
+            Ok(directory) => {
+                job.state.borrow_mut().made.push((from.to_owned(), directory.clone(), attributes));
+                (directory, true)
+            }
             Err(FsError::Exists(_)) => (job.fs.open_directory(to).await.map_err(failed)?, false),
             Err(error) => return Err(failed(error)),
         };
@@ -319,8 +346,12 @@ async fn import_tree<E: Env, T: Store>(
             let kind = entry.file_type().map_err(|error| local(&from, error))?;
             if kind.is_dir() {
                 let meta = entry.metadata().map_err(|error| local(&from, error))?;
-                let (child, fresh) = match directory.mkdir(&name, job.attributes(&meta)).await {
-                    Ok(child) => (child, true),
+                let attributes = job.attributes(&meta);
+                let (child, fresh) = match directory.mkdir(&name, attributes).await {
+                    Ok(child) => {
+                        job.state.borrow_mut().made.push((from.clone(), child.clone(), attributes));
+                        (child, true)
+                    }
                     Err(FsError::Exists(_)) => (
                         directory.open_directory(&name).await.map_err(|error| container(&from, error))?,
                         false,
@@ -645,20 +676,4 @@ fn set_local_attributes(path: &Path, inode: &Inode, options: CopyOptions) -> io:
     };
     let times = Timestamps { last_access: time(inode.accessed), last_modification: time(inode.modified) };
     Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
-}
-
-/// Gives a directory that was there before the attributes of the one that was copied into it.
-pub async fn set_directory_attributes<T: Store>(
-    directory: &Directory<T>,
-    attributes: Attributes,
-) -> Result<(), FsError> {
-    let set = SetAttributes {
-        permissions: Some(attributes.permissions),
-        uid: Some(attributes.uid),
-        gid: Some(attributes.gid),
-        size: None,
-        accessed: attributes.accessed,
-        modified: attributes.modified,
-    };
-    directory.set_own_attributes(set).await
 }

@@ -168,6 +168,11 @@ impl<T: Store> Fs<T> {
         &self.0.superblock
     }
 
+    /// Whether a directory's times change with its entries.
+    pub fn has_directory_times(&self) -> bool {
+        self.0.options.directory_times
+    }
+
     /// The epoch into which changes go at the moment.
     pub fn epoch(&self) -> Epoch {
         self.0.read_epoch()
