@@ -373,6 +373,7 @@ pub(crate) fn key_verified(heap: &Heap, record: u64) -> Result<&[u8], Error> {
 
 impl KeyClass for Keys {
     const TAILS: bool = true;
+    const TAIL_IS_KEY: bool = true;
 
     fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
         Ok(self.of(key_of(heap, record)?))

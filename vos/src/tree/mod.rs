@@ -115,6 +115,9 @@ impl Summary {
 
 /// What the keys of a tree are. `record` is the arena offset of a record.
 pub(crate) trait KeyClass: Copy {
+    /// Whether a tail is the whole key, so that the prefix need not be compared. The ID of an object is not: two objects
+    /// that differ in the upper words only were once taken for one while they were alone in their tree.
+    const TAIL_IS_KEY: bool = false;
     /// Whether keys of equal prefix may differ.
     const TAILS: bool;
     /// Whether inner nodes keep summaries of their children.
@@ -162,11 +165,8 @@ impl Root {
 /// Whether a record has the key of `probe`, its prefix being equal or unknown.
 #[inline]
 fn is_key<C: KeyClass>(heap: &Heap, class: C, record: u64, probe: &Probe<'_>) -> Result<bool, Error> {
-    Ok(if C::TAILS {
-        class.tail(heap, record)? == probe.tail
-    } else {
-        class.probe(heap, record)?.prefix == probe.prefix
-    })
+    let same_tail = !C::TAILS || class.tail(heap, record)? == probe.tail;
+    Ok(same_tail && (C::TAIL_IS_KEY || class.probe(heap, record)?.prefix == probe.prefix))
 }
 
 /// The record with the key of `probe` in the tree whose root word is `root`.
