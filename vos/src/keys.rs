@@ -36,11 +36,8 @@ pub(crate) fn object_for_change(
         }
         return Ok(object);
     }
-    let (high, middle, _) = id.to_parts();
     let record = ObjectRecord {
-        high,
-        middle,
-        low: object_tail(id),
+        id: object_tail(id),
         root: 0,
         punches: 0,
         newest: epoch.0,

@@ -97,10 +97,8 @@ pub(crate) struct Boundary {
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub(crate) struct ObjectRecord {
-    pub high: u64,
-    pub middle: u64,
-    /// Big-endian: the tail of the object's key.
-    pub low: [u8; 8],
+    /// The three words of its ID, big-endian: its key in the tree of objects.
+    pub id: [u8; 24],
     /// KV, document: tree of keys. Array: offset of its [`ArrayHead`], or 0.
     pub root: u64,
     /// Tree of punches of the whole object.
@@ -316,8 +314,10 @@ stamped!(Version, PunchRecord);
 
 /// The parts of an object ID.
 pub(crate) fn object_id(object: &ObjectRecord, position: u64) -> Result<ObjectId, Error> {
-    let low = u64::from_be_bytes(object.low);
-    ObjectId::from_parts(object.high, object.middle, low)
+    let word = |index: usize| {
+        object.id[index * 8..index * 8 + 8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte))
+    };
+    ObjectId::from_parts(word(0), word(1), word(2))
         .map_err(|_| Error::Corrupt { place: "object ID", position })
 }
 
@@ -385,19 +385,24 @@ impl KeyClass for Keys {
     }
 }
 
-/// The tree of objects: the high and middle words are the prefix, the low one the tail (most significant byte first).
+/// The tree of objects: the high and middle words are the prefix, all bytes the tail (the tail alone must tell keys apart).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Objects;
 
 /// The tail of an object's key.
-pub(crate) fn object_tail(id: ObjectId) -> [u8; 8] {
-    id.to_parts().2.to_be_bytes()
+pub(crate) fn object_tail(id: ObjectId) -> [u8; 24] {
+    let (high, middle, low) = id.to_parts();
+    let mut bytes = [0; 24];
+    for (place, word) in bytes.chunks_exact_mut(8).zip([high, middle, low]) {
+        place.copy_from_slice(&word.to_be_bytes());
+    }
+    bytes
 }
 
 impl Objects {
     /// The probe of an object, whose tail is [`object_tail`].
     #[inline]
-    pub fn of(id: ObjectId, tail: &[u8; 8]) -> Probe<'_> {
+    pub fn of(id: ObjectId, tail: &[u8; 24]) -> Probe<'_> {
         let (high, middle, low) = id.to_parts();
         let prefix = u128::from(high) << 64 | u128::from(middle);
         let mixed = (high ^ middle.rotate_left(32) ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -410,12 +415,12 @@ impl KeyClass for Objects {
 
     fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
         let object: &ObjectRecord = memory::read(heap, record)?;
-        Ok(Self::of(object_id(object, record)?, &object.low))
+        Ok(Self::of(object_id(object, record)?, &object.id))
     }
 
     #[inline]
     fn tail<'h>(self, heap: &'h Heap, record: u64) -> Result<&'h [u8], Error> {
-        Ok(&memory::read::<ObjectRecord>(heap, record)?.low)
+        Ok(&memory::read::<ObjectRecord>(heap, record)?.id)
     }
 }
 

@@ -62,7 +62,7 @@ pub(crate) struct Probe<'k> {
     pub prefix: u128,
     /// A byte that spreads over the keys of a leaf. Depends on the key alone.
     pub fingerprint: u8,
-    /// The bytes that order keys of equal prefix; empty for classes without tails.
+    /// The bytes that order keys of equal prefix, and tell all keys of the tree apart; empty for classes without tails.
     pub tail: &'k [u8],
 }
 

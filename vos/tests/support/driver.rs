@@ -25,11 +25,11 @@ pub fn objects() -> Vec<ObjectId> {
     use ObjectType::{Array, Document, KeyValue};
     vec![
         id(KeyValue, Hashed, Hashed, 1),
-        id(KeyValue, Lexical, Hashed, 2),
-        id(Document, Hashed, Hashed, 3),
-        id(Document, Integer, Lexical, 4),
-        id(Array, Hashed, Hashed, 5),
-        id(Array, Hashed, Hashed, 6),
+        id(KeyValue, Lexical, Hashed, 1),
+        id(Document, Hashed, Hashed, 1),
+        id(Document, Integer, Lexical, 2),
+        id(Array, Hashed, Hashed, 1),
+        id(Array, Hashed, Hashed, 2),
     ]
 }
 
@@ -380,6 +380,54 @@ pub fn compare_all<E: Env>(
     Ok(())
 }
 
+/// Something that happens to whole epochs.
+#[derive(Clone, Copy, Debug)]
+pub enum Plan {
+    /// Cookie, first and last epoch.
+    Discard(u64, u64, u64),
+    /// First and last epoch.
+    Aggregate(u64, u64),
+}
+
+impl Plan {
+    pub fn discard(random: &mut Random, readable: &Readable) -> Self {
+        let low = readable.from + 1 + random.below(EPOCHS);
+        Plan::Discard(random.below(3), low, low + random.below(EPOCHS / 2))
+    }
+
+    pub fn aggregate(random: &mut Random, readable: &Readable) -> Self {
+        let high = readable.from + 1 + random.below(EPOCHS / 2);
+        Plan::Aggregate(if random.one_in(2) { 1 } else { readable.from + 1 }, high)
+    }
+
+    /// What it does to the reference.
+    pub fn apply(self, reference: &mut Reference, readable: &mut Readable) {
+        match self {
+            Plan::Discard(cookie, low, high) => reference.discard(cookie, low..high + 1),
+            Plan::Aggregate(low, high) => {
+                if low == 1 {
+                    readable.snapshots.clear();
+                } else if readable.from > 0 {
+                    readable.snapshots.insert(readable.from);
+                }
+                readable.from = high;
+            }
+        }
+    }
+
+    pub async fn run<E: Env>(self, container: &Container<E>) -> Result<daos_vos::Sealed, Error> {
+        match self {
+            Plan::Discard(cookie, low, high) => {
+                let range = EpochRange { low: Epoch(low), high: Epoch(high) };
+                container.discard(Cookie(cookie), range).await
+            }
+            Plan::Aggregate(low, high) => {
+                container.aggregate(EpochRange { low: Epoch(low), high: Epoch(high) }).await
+            }
+        }
+    }
+}
+
 /// A random operation: mostly a change, now and then a discard or an aggregation.
 pub async fn operate<E: Env>(
     random: &mut Random,
@@ -387,25 +435,13 @@ pub async fn operate<E: Env>(
     reference: &mut Reference,
     readable: &mut Readable,
 ) {
-    if random.one_in(60) {
-        let cookie = random.below(3);
-        let low = readable.from + 1 + random.below(EPOCHS);
-        let high = low + random.below(EPOCHS / 2);
-        let range = EpochRange { low: Epoch(low), high: Epoch(high) };
-        let _ = container.discard(Cookie(cookie), range).await.expect("a discard");
-        reference.discard(cookie, low..high + 1);
+    let plan = if random.one_in(60) {
+        Plan::discard(random, readable)
     } else if random.one_in(150) {
-        let high = readable.from + 1 + random.below(EPOCHS / 2);
-        let low = if random.one_in(2) { 1 } else { readable.from + 1 };
-        if low == 1 {
-            readable.snapshots.clear();
-        } else if readable.from > 0 {
-            readable.snapshots.insert(readable.from);
-        }
-        let range = EpochRange { low: Epoch(low), high: Epoch(high) };
-        let _ = container.aggregate(range).await.expect("an aggregation");
-        readable.from = high;
+        Plan::aggregate(random, readable)
     } else {
-        change(random, container, reference, readable);
-    }
+        return change(random, container, reference, readable);
+    };
+    let _ = plan.run(container).await.expect("a plan for whole epochs");
+    plan.apply(reference, readable);
 }
