@@ -19,6 +19,7 @@
 //!   aggregated gives back every byte.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::too_many_arguments, reason = "a listing says what, where, when, from where and how much")]
 
 mod blocks;
 mod container;

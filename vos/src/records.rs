@@ -375,12 +375,12 @@ impl KeyClass for Keys {
     const TAILS: bool = true;
     const TAIL_IS_KEY: bool = true;
 
-    fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
+    fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
         Ok(self.of(key_of(heap, record)?))
     }
 
     #[inline]
-    fn tail<'h>(self, heap: &'h Heap, record: u64) -> Result<&'h [u8], Error> {
+    fn tail(self, heap: &Heap, record: u64) -> Result<&[u8], Error> {
         key_of(heap, record)
     }
 }
@@ -413,13 +413,13 @@ impl Objects {
 impl KeyClass for Objects {
     const TAILS: bool = true;
 
-    fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
+    fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
         let object: &ObjectRecord = memory::read(heap, record)?;
         Ok(Self::of(object_id(object, record)?, &object.id))
     }
 
     #[inline]
-    fn tail<'h>(self, heap: &'h Heap, record: u64) -> Result<&'h [u8], Error> {
+    fn tail(self, heap: &Heap, record: u64) -> Result<&[u8], Error> {
         Ok(&memory::read::<ObjectRecord>(heap, record)?.id)
     }
 }
@@ -435,12 +435,12 @@ macro_rules! number_class {
             const TAILS: bool = false;
 
             #[inline]
-            fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
+            fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
                 let $value: &$record = memory::read(heap, record)?;
                 Ok(Probe::number($number))
             }
 
-            fn tail<'h>(self, _: &'h Heap, _: u64) -> Result<&'h [u8], Error> {
+            fn tail(self, _: &Heap, _: u64) -> Result<&[u8], Error> {
                 Ok(&[])
             }
         }
@@ -477,7 +477,7 @@ impl KeyClass for Extents {
     const SUMMARIES: bool = true;
 
     #[inline]
-    fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error> {
+    fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
         let extent: &Extent = memory::read(heap, record)?;
         if extent.start >= extent.end || extent.end > crate::ARRAY_BYTES_MAX {
             return Err(Error::Corrupt { place: "extent", position: record });
@@ -486,7 +486,7 @@ impl KeyClass for Extents {
         Ok(Probe::number(u128::from(block) << 64 | u128::from(extent.epoch)))
     }
 
-    fn tail<'h>(self, _: &'h Heap, _: u64) -> Result<&'h [u8], Error> {
+    fn tail(self, _: &Heap, _: u64) -> Result<&[u8], Error> {
         Ok(&[])
     }
 

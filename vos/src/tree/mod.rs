@@ -35,6 +35,7 @@
 //! Fingerprints in unsorted leaves are after Oukid and others, "FPTree: A Hybrid SCM-DRAM Persistent and Concurrent B-Tree
 //! for Storage Class Memory" (SIGMOD 2016).
 
+#[cfg(test)]
 mod check;
 mod insert;
 pub(crate) mod node;
@@ -48,6 +49,7 @@ use daos_umem::Heap;
 use crate::{Error, memory};
 use node::Node;
 
+#[cfg(test)]
 pub(crate) use check::check;
 pub(crate) use insert::insert;
 pub(crate) use remove::remove;
@@ -124,10 +126,10 @@ pub(crate) trait KeyClass: Copy {
     const SUMMARIES: bool = false;
 
     /// The key of a record.
-    fn probe<'h>(self, heap: &'h Heap, record: u64) -> Result<Probe<'h>, Error>;
+    fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error>;
 
     /// The tail of a record's key; cheaper than [`probe`](Self::probe).
-    fn tail<'h>(self, heap: &'h Heap, record: u64) -> Result<&'h [u8], Error>;
+    fn tail(self, heap: &Heap, record: u64) -> Result<&[u8], Error>;
 
     /// The summary of one record.
     fn summary(self, _heap: &Heap, _record: u64) -> Result<Summary, Error> {

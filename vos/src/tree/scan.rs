@@ -168,13 +168,11 @@ pub(crate) fn scan_back<C: KeyClass>(
             let number = class.probe(heap, record)?.prefix;
             if low <= number && number <= high { visit(record) } else { Ok(ControlFlow::Continue(())) }
         }
-        Root::Node(node) => scan_back_node(heap, class, &Node::read(heap, node)?, (low, high), may, visit),
+        Root::Node(node) => scan_back_node::<C>(&Node::read(heap, node)?, (low, high), may, visit),
     }
 }
 
 fn scan_back_node<C: KeyClass>(
-    heap: &Heap,
-    class: C,
     node: &Node<'_>,
     (low, high): (u128, u128),
     may: &dyn Fn(&Summary) -> bool,
@@ -200,7 +198,7 @@ fn scan_back_node<C: KeyClass>(
     let (children, summaries, separators) = (node.children()?, node.summaries::<C>()?, node.separators()?);
     for index in (0..=node.child_index::<C>(&Probe::number(high))?).rev() {
         if summaries.get(index).is_none_or(may)
-            && scan_back_node(heap, class, &node.child(children[index])?, (low, high), may, visit)?.is_break()
+            && scan_back_node::<C>(&node.child(children[index])?, (low, high), may, visit)?.is_break()
         {
             return Ok(ControlFlow::Break(()));
         }

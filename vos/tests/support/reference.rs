@@ -33,13 +33,15 @@ pub enum Answer<T> {
 }
 
 type Stamped = (u64, bool);
+type Versions = BTreeMap<u64, (Stamped, Option<Vec<u8>>)>;
+type Place = (usize, Option<Vec<u8>>);
 
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
-    pub values: BTreeMap<Name, BTreeMap<u64, (Stamped, Option<Vec<u8>>)>>,
+    pub values: BTreeMap<Name, Versions>,
     pub arrays: BTreeMap<Name, BTreeMap<u64, Vec<Piece>>>,
     /// Punches of objects (`None`) and dkeys.
-    pub punches: BTreeMap<(usize, Option<Vec<u8>>), BTreeMap<u64, Stamped>>,
+    pub punches: BTreeMap<Place, BTreeMap<u64, Stamped>>,
 }
 
 enum Verdict {
