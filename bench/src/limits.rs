@@ -70,22 +70,27 @@ pub fn copy_and_checksum_per_s(bytes: usize, span: usize, duration: Duration) ->
     copied as f64 / start.elapsed().as_secs_f64()
 }
 
-/// Insertions, then lookups, per second of `std::collections::BTreeMap<Vec<u8>, Vec<u8>>` with these keys and values of
-/// `value_bytes`: the peer of the store's own trees.
+/// Insertions, then lookups in the order that `order` gives, per second of `std::collections::BTreeMap<Vec<u8>, Vec<u8>>`
+/// with `count` keys and values of `value_bytes`: the peer of the store's own trees.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
-pub fn btree_map_per_s(keys: &[[u8; 16]], order: &[u32], value_bytes: usize) -> (f64, f64) {
+pub fn btree_map_per_s(
+    count: u64,
+    value_bytes: usize,
+    key: impl Fn(u64) -> [u8; 16],
+    order: impl Fn(u64) -> u64,
+) -> (f64, f64) {
     let value = vec![0x5au8; value_bytes];
     let mut map = BTreeMap::new();
     let start = Instant::now();
-    for key in keys {
-        map.insert(key.to_vec(), value.clone());
+    for number in 0..count {
+        map.insert(key(number).to_vec(), value.clone());
     }
-    let inserted = keys.len() as f64 / start.elapsed().as_secs_f64();
+    let inserted = count as f64 / start.elapsed().as_secs_f64();
     let start = Instant::now();
-    for index in order {
-        black_box(map.get(keys[*index as usize].as_slice()));
+    for number in 0..count {
+        black_box(map.get(key(order(number)).as_slice()));
     }
-    (inserted, order.len() as f64 / start.elapsed().as_secs_f64())
+    (inserted, count as f64 / start.elapsed().as_secs_f64())
 }
 
 /// A duration in nanoseconds, for a histogram.

@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::meter::Measured;
+
 /// One case. Fields that a case does not have are left out of its JSON.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
@@ -73,6 +75,16 @@ impl Row {
         self.p999_us = microseconds(0.999);
         self.max_us = latencies.max() as f64 / 1e3;
         self
+    }
+
+    /// Fills in what a meter has measured.
+    pub fn measured(self, measured: &Measured) -> Self {
+        let mut row = self.timed(&measured.latencies, measured.elapsed_s);
+        row.ops_per_s = measured.operations as f64 / measured.elapsed_s;
+        row.cpu_us_per_op = measured.cpu_s * 1e6 / measured.operations as f64;
+        row.allocations_per_op =
+            measured.allocations.map(|allocations| allocations as f64 / measured.operations as f64);
+        row
     }
 
     /// Holds the median latency against `limit_us`; the goal is a ratio of at most `at_most`.
