@@ -39,6 +39,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// Operations per second of CPU time.
+    pub fn per_cpu_s(&self) -> f64 {
+        self.operations as f64 / self.cpu_s
+    }
+
     /// Operations per second.
     pub fn per_s(&self) -> f64 {
         self.operations as f64 / self.elapsed_s

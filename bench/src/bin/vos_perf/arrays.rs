@@ -51,7 +51,8 @@ pub async fn measure(world: &World, bench: &Bench, media: MediaName) -> anyhow::
     let before = arena_bytes_used(&pool)?;
     let measured = bench.drive(&pool, blocks, 1, |number| write(&second, number)).await?;
     let records = second.usage()?;
-    let mut written = row(CASES[0]).measured(&measured).rate_limit("memcpy + CRC32C of 4 KiB", limit, 0.7);
+    let mut written =
+        row(CASES[0]).measured(&measured).cpu_rate_limit("memcpy + CRC32C of 4 KiB", limit, 0.7);
     let taken = arena_bytes_used(&pool)? - before;
     written.metadata_bytes_per_record =
         Some((taken as f64 - records.data_bytes as f64) / records.records as f64);
@@ -75,7 +76,11 @@ pub async fn measure(world: &World, bench: &Bench, media: MediaName) -> anyhow::
                 if copied == BLOCK { Ok(()) } else { Err(Error::NotFound("block that was written before")) }
             })
             .await?;
-        bench.print(&row(CASES[1]).measured(&measured).rate_limit("memcpy + CRC32C of 4 KiB", limit, 0.7));
+        bench.print(&row(CASES[1]).measured(&measured).cpu_rate_limit(
+            "memcpy + CRC32C of 4 KiB",
+            limit,
+            0.7,
+        ));
     }
     pool.close().await?;
     drop((pool, first, second));

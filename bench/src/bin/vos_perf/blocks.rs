@@ -12,9 +12,7 @@ use daos_types::{Checksum, Epoch, ObjectType};
 use daos_vos::{
     Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, Fetched, Pool, Update,
 };
-use daos_xstream::{
-    Class, Durability, Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions, spawn_joined,
-};
+use daos_xstream::{Class, Durability, Env, IoBuffer, Media, MediaFile, OpenOptions, spawn_joined};
 
 use crate::{
     MediaName,
@@ -54,7 +52,7 @@ pub async fn measure(world: &World, bench: &Bench) -> anyhow::Result<()> {
             async move {
                 let buffer = IoBuffer::copy_of(&vec![number as u8; MEGABYTE as usize]);
                 let place = number * MEGABYTE % SPAN;
-                file.write(place, buffer, Durability::Durable).await.1.map_err(Failure::Media)
+                file.write(place, buffer, Durability::Durable).await.1.map_err(Into::into)
             }
         })
         .await?;
@@ -72,7 +70,7 @@ pub async fn measure(world: &World, bench: &Bench) -> anyhow::Result<()> {
             let file = raw.clone();
             async move {
                 let place = scattered(number, SPAN / BLOCK) * BLOCK;
-                file.read(place, IoBuffer::zeroed(BLOCK as usize)).await.1.map_err(Failure::Media)
+                file.read(place, IoBuffer::zeroed(BLOCK as usize)).await.1.map_err(Into::into)
             }
         })
         .await?;
@@ -91,23 +89,9 @@ pub async fn measure(world: &World, bench: &Bench) -> anyhow::Result<()> {
     bench.remove_pool(world).await
 }
 
-#[derive(Debug)]
-enum Failure {
-    Media(MediaError),
-    Store(Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Failure::Store(error)
-    }
-}
-
 async fn write_span(pool: &Pool<World>, container: &Container<World>) -> anyhow::Result<()> {
     for number in 0..SPAN / MEGABYTE {
-        write_megabyte(pool, container, number, 1)
-            .await
-            .map_err(|failure| anyhow::anyhow!("filling the block tier: {failure:?}"))?;
+        write_megabyte(pool, container, number, 1).await?;
     }
     Ok(())
 }
@@ -118,7 +102,7 @@ async fn write_megabyte(
     container: &Container<World>,
     number: u64,
     fill: u64,
-) -> Result<(), Failure> {
+) -> anyhow::Result<()> {
     let buffer = IoBuffer::copy_of(&vec![fill as u8; MEGABYTE as usize]);
     let checksum = Checksum(crc32c::crc32c(&buffer.as_slice()[..CHUNK as usize]));
     let checksums = vec![checksum; (MEGABYTE / u64::from(CHUNK)) as usize];
@@ -133,7 +117,7 @@ async fn write_megabyte(
     Ok(())
 }
 
-async fn read_block(pool: &Pool<World>, container: &Container<World>, from: u64) -> Result<(), Failure> {
+async fn read_block(pool: &Pool<World>, container: &Container<World>, from: u64) -> anyhow::Result<()> {
     let mut found = None;
     container.fetch_array(object(ObjectType::Array, 1), None, from..from + BLOCK, LATEST, |piece| {
         if let Fetched::Value(data) = piece.content
@@ -149,7 +133,7 @@ async fn read_block(pool: &Pool<World>, container: &Container<World>, from: u64)
 
 /// Keeps `depth` operations in flight for the time asked for.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
-async fn in_flight<F: Future<Output = Result<(), Failure>> + 'static>(
+async fn in_flight<F: Future<Output = anyhow::Result<()>> + 'static>(
     bench: &Bench,
     world: &World,
     depth: u32,
@@ -171,13 +155,13 @@ async fn in_flight<F: Future<Output = Result<(), Failure>> + 'static>(
                     operation(number).await?;
                     latencies.push(nanoseconds(start.elapsed()));
                 }
-                Ok::<_, Failure>(latencies)
+                Ok::<_, anyhow::Error>(latencies)
             })
         })
         .collect();
     for task in tasks {
         let latencies = task.await.map_err(|_| anyhow::anyhow!("a task was dropped"))?;
-        for latency in latencies.map_err(|failure| anyhow::anyhow!("{failure:?}"))? {
+        for latency in latencies? {
             meter.record(latency);
         }
     }

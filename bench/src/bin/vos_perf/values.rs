@@ -115,13 +115,13 @@ impl Case<'_> {
                 .bench
                 .drive(self.pool, count, 1, |number| self.fetch_one(scattered(number, count)))
                 .await?;
-            let fetch_per_s = measured.per_s();
+            let fetch_per_cpu_s = measured.per_cpu_s();
             let row = self.row(fetch).measured(&measured);
             self.print(&match self.media {
                 MediaName::Pmem => {
-                    row.rate_limit("original DAOS VOS, from before", ORIGINAL_FETCHES_PER_S, 3.0)
+                    row.cpu_rate_limit("original DAOS VOS, from before", ORIGINAL_FETCHES_PER_S, 3.0)
                 }
-                _ => row.rate_limit("BTreeMap lookup", peers.lookup_per_s, 3.0),
+                _ => row.cpu_rate_limit("BTreeMap lookup", peers.lookup_per_s, 3.0),
             });
             let count = count / BATCH as u64 * BATCH as u64;
             let measured = self
@@ -132,7 +132,7 @@ impl Case<'_> {
                 .await?;
             let mut row = self.row(batch).measured(&measured);
             row.depth = BATCH as u32;
-            self.print(&row.rate_limit("single fetch", fetch_per_s, 1.5));
+            self.print(&row.cpu_rate_limit("single fetch", fetch_per_cpu_s, 1.5));
         }
         Ok(())
     }
@@ -149,14 +149,14 @@ impl Case<'_> {
     }
 
     fn update_row(&self, case: &'static str, measured: &Measured, peers: &Peers, rates: &mut Rates) -> Row {
-        rates.insert((self.media, case), measured.per_s());
+        rates.insert((self.media, case), measured.per_cpu_s());
         let row = self.row(case).measured(measured);
         match (self.media, rates.get(&(MediaName::Heap, case))) {
-            (MediaName::Wal, Some(&heap)) => row.rate_limit("the same on heap media", heap, 0.7),
+            (MediaName::Wal, Some(&heap)) => row.cpu_rate_limit("the same on heap media", heap, 0.7),
             (MediaName::Pmem, _) => {
-                row.rate_limit("original DAOS VOS, from before", ORIGINAL_UPDATES_PER_S, 3.0)
+                row.cpu_rate_limit("original DAOS VOS, from before", ORIGINAL_UPDATES_PER_S, 3.0)
             }
-            _ => row.rate_limit("BTreeMap insertion", peers.insert_per_s, 1.5),
+            _ => row.cpu_rate_limit("BTreeMap insertion", peers.insert_per_s, 1.5),
         }
     }
 
