@@ -140,7 +140,7 @@ fn build(info: &Info, spec: &PortSpec<'_>) -> Result<Port, FabricError> {
         }
     };
 
-    // SAFETY (for the whole chain): `info` is one of libfabric's own descriptions and alive; each call gets objects that
+    // SAFETY: for the whole chain: `info` is one of libfabric's own descriptions and alive; each call gets objects that
     // were opened before it and not closed, and writes one pointer that is checked before use.
     unsafe {
         let mut fabric = ptr::null_mut();
