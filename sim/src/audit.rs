@@ -58,7 +58,8 @@ impl Session {
         // Nothing is aggregated yet: every committed epoch can still be read. Above the HCE there must be nothing.
         let mut epochs = vec![hce, EPOCH_LAST.0];
         epochs.extend(&snapshots);
-        let claims: Vec<u64> = shared.model.borrow().containers[self.container].claims.iter().copied().collect();
+        let claims: Vec<u64> =
+            shared.model.borrow().containers[self.container].claims.iter().copied().collect();
         for _ in 0..EPOCHS_MAX.min(claims.len()) {
             epochs.push(claims[self.client.roll(claims.len() as u64) as usize].min(hce));
         }
@@ -102,9 +103,9 @@ impl Session {
         let mut model = self.client.shared.model.borrow_mut();
         model.comparisons += 1;
         let known = model.containers[self.container].snapshots.clone();
-        let lost = known.iter().find(|(epoch, snapshot)| {
-            snapshot.taken && !snapshot.given_up && !listed.contains(epoch)
-        });
+        let lost = known
+            .iter()
+            .find(|(epoch, snapshot)| snapshot.taken && !snapshot.given_up && !listed.contains(epoch));
         if let Some((epoch, _)) = lost {
             let story = format!("container {}: the snapshot of {epoch} is lost", self.container);
             model.violate(Rule::Snapshots, story);

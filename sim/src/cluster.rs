@@ -132,9 +132,8 @@ impl Cluster {
         let admin = sim.add_node(1);
         let clients: Vec<Node> = (0..plan.clients).map(|_| sim.add_node(1)).collect();
         // One more, for the admin node: it has no rounds to do.
-        let slots = (0..=plan.clients)
-            .map(|_| Slot { rounds: Cell::new(plan.rounds), ..Slot::default() })
-            .collect();
+        let slots =
+            (0..=plan.clients).map(|_| Slot { rounds: Cell::new(plan.rounds), ..Slot::default() }).collect();
         let shared = Rc::new(Shared {
             model: RefCell::default(),
             slots,
@@ -164,6 +163,8 @@ impl Cluster {
             trust_stated_identity: true,
             administrators: None,
             grace: self.shared.plan.grace,
+            // The simulated network vouches for peers; both times are the same here, so that one rule can be checked.
+            grace_verified: self.shared.plan.grace,
             ..ServiceConfig::default()
         };
         let shared = Rc::downgrade(&self.shared);
@@ -202,11 +203,8 @@ impl Cluster {
         let shared = self.shared.clone();
         let made = self.sim.block_on(&self.admin, |env| async move {
             let service = shared.service(&env);
-            let spec = PoolSpec {
-                label: POOL.parse().ok(),
-                bytes: shared.plan.pool_bytes,
-                ..PoolSpec::default()
-            };
+            let spec =
+                PoolSpec { label: POOL.parse().ok(), bytes: shared.plan.pool_bytes, ..PoolSpec::default() };
             service.pool_create(&spec).await?;
             let pool = service.pool_connect(pool_name(), Capabilities::ALL).await?;
             for number in 0..shared.plan.containers {

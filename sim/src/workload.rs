@@ -91,7 +91,9 @@ impl Client {
     }
 
     pub fn log(&self, line: impl FnOnce() -> String) {
-        self.shared.log(|| format!("{} ns client {}: {}", self.env.clock().wall().0 % 1_000_000_000_000, self.slot, line()));
+        self.shared.log(|| {
+            format!("{} ns client {}: {}", self.env.clock().wall().0 % 1_000_000_000_000, self.slot, line())
+        });
     }
 
     async fn think(&self) {

@@ -113,7 +113,8 @@ impl Model {
         let lengths: Vec<(u64, usize)> = self.lengths(container, object);
         let matches = |answer: Answer| match (answer, found) {
             (Answer::Written(change), Fetched::Value(value)) => {
-                let length = lengths.iter().find(|(other, _)| *other == change).map_or(0, |(_, length)| *length);
+                let length =
+                    lengths.iter().find(|(other, _)| *other == change).map_or(0, |(_, length)| *length);
                 *value == content(change, 0, length)
             }
             (Answer::Punched, Fetched::Punched) | (Answer::Miss, Fetched::Miss) => true,
@@ -127,9 +128,10 @@ impl Model {
             )
         };
         let shown = || match found {
-            Fetched::Value(value) => match lengths.iter().find(|(change, length)| {
-                value.len() == *length && *value == content(*change, 0, *length)
-            }) {
+            Fetched::Value(value) => match lengths
+                .iter()
+                .find(|(change, length)| value.len() == *length && *value == content(*change, 0, *length))
+            {
                 Some((change, _)) => format!("what change {change} wrote"),
                 None => format!("{} bytes that nobody (who is known) wrote", value.len()),
             },
@@ -173,8 +175,9 @@ impl Model {
                 }
                 _ => false,
             };
-            let what =
-                || format!("container {container} array {object} bytes {from}..{to} at epoch {epoch} ({view:?})");
+            let what = || {
+                format!("container {container} array {object} bytes {from}..{to} at epoch {epoch} ({view:?})")
+            };
             self.compare(what, &candidates, view, matches, || format!("{kind:?}"));
         }
     }
@@ -200,11 +203,13 @@ impl Model {
             wrong.push(format!("{} is listed, which nobody wrote", String::from_utf8_lossy(other)));
         }
         for key in known {
-            let candidates = self.candidates(container, object, Place::Key(dkey, key), epoch, View::Committed);
+            let candidates =
+                self.candidates(container, object, Place::Key(dkey, key), epoch, View::Committed);
             let visible = |candidate: &Candidate| matches!(candidate.answer, Answer::Written(_));
             let listed = unique.contains(key);
             if candidates.iter().all(|candidate| visible(candidate) != listed) {
-                let how = if listed { "is listed and holds nothing" } else { "is not listed and holds a value" };
+                let how =
+                    if listed { "is listed and holds nothing" } else { "is not listed and holds a value" };
                 wrong.push(format!("{} {how}", String::from_utf8_lossy(key)));
             }
         }

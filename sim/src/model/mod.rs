@@ -170,7 +170,8 @@ impl Model {
     pub fn succeeded(&mut self, handle: HandleKey, before: Before) {
         self.operations += 1;
         if before.revoked {
-            let story = format!("handle {handle} was closed or evicted, and an operation begun later succeeded");
+            let story =
+                format!("handle {handle} was closed or evicted, and an operation begun later succeeded");
             self.violate(Rule::Revocation, story);
         }
     }
@@ -199,7 +200,10 @@ impl Model {
             wrong.push(format!("handle HCE {}, but it has committed {}", state.hce, known.hce));
         }
         if state.lre.0 < known.lre || state.container_lre > state.lre {
-            wrong.push(format!("LRE {} after {}, container LRE {}", state.lre, known.lre, state.container_lre));
+            wrong.push(format!(
+                "LRE {} after {}, container LRE {}",
+                state.lre, known.lre, state.container_lre
+            ));
         }
         if state.interrupted && known.clean_since == self.engine_life {
             wrong.push("interrupted, but the engine has not restarted since it was clean".to_owned());
@@ -215,7 +219,8 @@ impl Model {
     /// The highest epoch that anybody may have committed.
     fn claim_max(&self, container: usize) -> u64 {
         let sure = self.containers[container].claims.last().copied().unwrap_or(0);
-        let doubtful = self.commits.iter().filter(|commit| commit.done.is_none()).flat_map(|commit| &commit.parts);
+        let doubtful =
+            self.commits.iter().filter(|commit| commit.done.is_none()).flat_map(|commit| &commit.parts);
         let doubtful = doubtful.filter(|(handle, _)| self.handles[*handle].container == container);
         doubtful.map(|(_, epoch)| *epoch).fold(sure, u64::max)
     }
@@ -238,7 +243,14 @@ impl Model {
     }
 
     /// A change was acknowledged.
-    pub fn changed(&mut self, handle: HandleKey, before: Before, object: ObjectId, change: Change, durable: bool) {
+    pub fn changed(
+        &mut self,
+        handle: HandleKey,
+        before: Before,
+        object: ObjectId,
+        change: Change,
+        durable: bool,
+    ) {
         self.succeeded(handle, before);
         let same_life = self.issued_in.remove(&change) == Some(self.engine_life);
         let versions = self.container_of(handle).objects.entry(object).or_default();
@@ -343,9 +355,10 @@ impl Model {
             self.handles[handle].commit = None;
             let dead = self.handles[handle].dead;
             if !done {
-                self.each_of(handle, |version| {
-                    !matches!(version.standing, Standing::InCommit(key) if key == commit)
-                });
+                self.each_of(
+                    handle,
+                    |version| !matches!(version.standing, Standing::InCommit(key) if key == commit),
+                );
                 continue;
             }
             let mut unflushed = None;
@@ -359,7 +372,10 @@ impl Model {
                 }
                 true
             });
-            assert!(unflushed.is_none(), "the workload commits what it has flushed, not change {unflushed:?}");
+            assert!(
+                unflushed.is_none(),
+                "the workload commits what it has flushed, not change {unflushed:?}"
+            );
             let container = self.handles[handle].container;
             self.containers[container].claims.insert(epoch);
             let known = &mut self.handles[handle];
@@ -411,13 +427,15 @@ impl Model {
         let possible = self.claim_max(container);
         let sure = self.containers[container].claims.last().copied().unwrap_or(0);
         if hce < sure || hce > possible {
-            let story = format!("container {container} is at rest with HCE {hce}; committed: {sure} to {possible}");
+            let story =
+                format!("container {container} is at rest with HCE {hce}; committed: {sure} to {possible}");
             self.violate(Rule::Epochs, story);
         }
         for key in 0..self.commits.len() {
-            let beyond = self.commits[key].parts.iter().any(|(handle, epoch)| {
-                self.handles[*handle].container == container && *epoch > hce
-            });
+            let beyond = self.commits[key]
+                .parts
+                .iter()
+                .any(|(handle, epoch)| self.handles[*handle].container == container && *epoch > hce);
             if beyond && self.commits[key].done.is_none() {
                 self.committed(key, false);
             }

@@ -121,7 +121,8 @@ impl Session {
         let objects: Vec<_> = model.containers[self.container].objects.keys().copied().collect();
         for object in objects {
             let mut holds = Some(false);
-            for part in (0..self.client.shared.slots.len()).flat_map(parts).filter(|part| part.object == object)
+            for part in
+                (0..self.client.shared.slots.len()).flat_map(parts).filter(|part| part.object == object)
             {
                 for (dkey, akey) in &part.keys {
                     let place = Place::Key(dkey, akey);

@@ -205,17 +205,19 @@ impl Session {
             return Err(Trouble::Undo);
         }
         let flushing = client.shared.model.borrow().flush(self.key, epoch);
-        let flushed = self.control(format!("flush {epoch}"), self.handle.flush(Epoch(epoch)), |model, _, _| {
-            model.flushed(self.key, &flushing);
-        });
+        let flushed =
+            self.control(format!("flush {epoch}"), self.handle.flush(Epoch(epoch)), |model, _, _| {
+                model.flushed(self.key, &flushing);
+            });
         flushed.await?;
         if client.roll(12) == 0 {
             return self.read_own(epoch + 3).await;
         }
         let commit = client.shared.model.borrow_mut().commit(&[(self.key, epoch)]);
-        let done = self.control(format!("commit {epoch}"), self.handle.commit(Epoch(epoch)), |model, _, _| {
-            model.committed(commit, true);
-        });
+        let done =
+            self.control(format!("commit {epoch}"), self.handle.commit(Epoch(epoch)), |model, _, _| {
+                model.committed(commit, true);
+            });
         match done.await {
             Ok(state) if state.hce.0 < epoch => {
                 let story = format!("handle {} committed {epoch}, and is told {state:?}", self.key);
