@@ -81,7 +81,7 @@ async fn copy_in(
     })?;
     let opened = Opened::open(client, &to.pool, &to.container, OpenOptions::WRITE).await?;
     let copied = async {
-        let fs = opened.container.mount().await?;
+        let fs = opened.container.mount_for_copy().await?;
         let shown = bar.clone();
         let report = move |progress: &Progress| show(&shown, progress);
         Ok(copy::import(client.env(), &fs, from, to.path.as_bytes(), options, report).await?)
