@@ -7,5 +7,4 @@
 
 pub mod limits;
 pub mod machine;
-pub mod meter;
 pub mod report;

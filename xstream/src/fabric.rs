@@ -119,14 +119,8 @@ pub trait Fabric: 'static {
     /// Who `peer` is, where something vouches for it.
     fn credentials(&self, peer: PeerId) -> Option<Credentials>;
 
-    /// The longest message that can be sent to every peer, in bytes.
+    /// The longest message, in bytes.
     fn message_bytes_max(&self) -> usize;
-
-    /// The longest message to `peer`, which may be more: an endpoint may reach different peers by different ways.
-    fn message_bytes_max_to(&self, peer: PeerId) -> usize {
-        let _ = peer;
-        self.message_bytes_max()
-    }
 
     /// Sends the concatenation of `parts` as one message, and copies it before it returns. [`FabricError::Busy`] means
     /// that nothing was sent and the caller may try again after progress.
@@ -150,8 +144,15 @@ pub trait Fabric: 'static {
     /// The name of an exposed buffer, to be sent in a request.
     fn remote(&self, exposed: &Self::Exposed) -> RemoteBuffer;
 
-    /// Revokes an exposure and gives the buffer back, with what the peer wrote to it.
+    /// Revokes an exposure and gives the buffer back, with what the peer wrote to it. For after the peer's answer: a peer
+    /// answers when its transfers have ended.
     fn withdraw(&self, exposed: Self::Exposed) -> IoBuffer;
+
+    /// Revokes an exposure whose request was not answered, so that the peer may still be at it, and gives back a buffer that
+    /// the peer cannot reach, with what the exposed one held.
+    fn withdraw_unanswered(&self, exposed: Self::Exposed) -> IoBuffer {
+        self.withdraw(exposed)
+    }
 
     /// Fills `buffer` (its length in use) from `remote`, `skip` bytes after its start.
     fn read(

@@ -94,13 +94,6 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
         self.first.message_bytes_max().min(self.second.message_bytes_max())
     }
 
-    fn message_bytes_max_to(&self, peer: PeerId) -> usize {
-        match split(peer) {
-            First(peer) => self.first.message_bytes_max_to(peer),
-            Second(peer) => self.second.message_bytes_max_to(peer),
-        }
-    }
-
     fn send(&self, peer: PeerId, parts: &[&[u8]]) -> Result<(), FabricError> {
         match split(peer) {
             First(peer) => self.first.send(peer, parts),
@@ -141,6 +134,13 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
         match exposed {
             First(exposed) => self.first.withdraw(exposed),
             Second(exposed) => self.second.withdraw(exposed),
+        }
+    }
+
+    fn withdraw_unanswered(&self, exposed: Self::Exposed) -> IoBuffer {
+        match exposed {
+            First(exposed) => self.first.withdraw_unanswered(exposed),
+            Second(exposed) => self.second.withdraw_unanswered(exposed),
         }
     }
 

@@ -21,9 +21,15 @@ const VARIABLES: &[(&str, &str, Keep)] = &[
     ("FI_OFI_RXM_RX_SIZE", "512", Keep::UsersChoice),
     ("FI_OFI_RXM_MSG_TX_SIZE", "128", Keep::UsersChoice),
     ("FI_OFI_RXM_MSG_RX_SIZE", "128", Keep::UsersChoice),
-    // One by default, while the tcp provider below takes all that has arrived: under a flood of messages what lies between
-    // the two grows without bound.
+    // One by default, while the tcp provider below takes all that has arrived.
     ("FI_OFI_RXM_COMP_PER_PROGRESS", "64", Keep::UsersChoice),
+    // Receives then belong to the tcp provider, which does not read a connection while none is posted: TCP holds a flood
+    // back. Otherwise ofi_rxm reads on and keeps what it reads, and, whenever it closes a connection, reads until no
+    // connection has anything more, which under a flood is never. Also part of the protocol between peers.
+    ("FI_OFI_RXM_ENABLE_PASSTHRU", "1", Keep::Never),
+    // No reading ahead: what the provider has read ahead when receives run out it does not look at again until more
+    // arrives, and a client that has used up its credits sends nothing more.
+    ("FI_TCP_PREFETCH_RBUF_SIZE", "0", Keep::Never),
     // Removing an address also closes the connection behind it. Without this a killed peer's connection, and the memory
     // of what was in flight on it, would stay until the process ends.
     ("FI_AV_REMOVE_CLEANUP", "1", Keep::Never),

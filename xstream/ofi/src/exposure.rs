@@ -3,10 +3,11 @@
 //! # Invariants
 //!
 //! * Memory is given back, or freed, only when the peer cannot touch it any more. libfabric's software providers check a
-//!   key once, when a transfer begins, and closing the region does not stop a transfer that has begun. So:
-//!   after an answer (anything that arrived from the peer since the exposure) the buffer is given back as it is, because an
-//!   engine answers when its transfers are over; otherwise the memory stays **fenced** until the peer has answered a ping
-//!   that was sent after the key was revoked, or its connection is closed, and the owner gets a copy.
+//!   key once, when a transfer begins, and closing the region does not stop a transfer that has begun. So after the answer
+//!   to the request the buffer is given back as it is, because an engine answers when its transfers are over (an owner who
+//!   says that there was an answer although nothing has arrived since the exposure is not believed). Otherwise the memory
+//!   stays **fenced** until the peer has answered two pings, the second sent after the answer to the first, or its
+//!   connection is closed; the owner gets a copy.
 
 use std::rc::Rc;
 
@@ -70,10 +71,11 @@ impl Exposed {
         self.remote
     }
 
-    pub(crate) fn withdraw(mut self) -> IoBuffer {
+    /// The memory, or a copy if the request was not `answered`: that something else has arrived since then proves nothing.
+    pub(crate) fn withdraw(mut self, answered: bool) -> IoBuffer {
         let exposed = self.region.take().is_some();
         let buffer = self.buffer.take().expect("a buffer is withdrawn once");
-        if exposed && self.may_be_in_use() {
+        if exposed && (!answered || self.may_be_in_use()) {
             let copy = IoBuffer::copy_of(buffer.as_slice());
             self.fence(buffer);
             return copy;
@@ -91,7 +93,7 @@ impl Exposed {
         let state = &mut *self.inner.state.borrow_mut();
         if state.peers.get(self.peer).is_some() {
             let serial = self.inner.owe_ping(state, self.peer);
-            state.fenced.push(Fenced { peer: self.peer, serial, _memory: buffer });
+            state.fenced.push(Fenced { peer: self.peer, serial, last_round: false, _memory: buffer });
         }
     }
 }

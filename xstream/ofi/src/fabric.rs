@@ -262,7 +262,11 @@ impl Fabric for OfiFabric {
     /// Gives the memory itself back if the peer has said anything since the exposure, as an engine that answers a request
     /// has; otherwise a copy, because the peer might not have finished with the memory.
     fn withdraw(&self, exposed: Exposed) -> IoBuffer {
-        exposed.withdraw()
+        exposed.withdraw(true)
+    }
+
+    fn withdraw_unanswered(&self, exposed: Exposed) -> IoBuffer {
+        exposed.withdraw(false)
     }
 
     fn read(

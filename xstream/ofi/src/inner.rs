@@ -62,12 +62,15 @@ pub(crate) struct Fenced {
     pub(crate) peer: PeerId,
     /// The pong that proves that everything begun before has ended.
     pub(crate) serial: u64,
+    /// The pong to a first ping has come: the peer will not begin anything more. That of the second one shows that what
+    /// had to go to the peer for a read of it has left this memory, because it was queued before that ping.
+    pub(crate) last_round: bool,
     /// Only kept.
     pub(crate) _memory: IoBuffer,
 }
 
-/// A peer that is gone, with operations that libfabric still has. Removing the address of a connection that is in use makes
-/// `ofi_rxm` follow a null pointer, so the address stays until the last of them has completed.
+/// A peer that is gone, with operations that libfabric still has, of a provider whose connections must not be closed while
+/// they are in use: the address stays until the last of them has completed.
 pub(crate) struct Leaving {
     pub(crate) peer: PeerId,
     pub(crate) name: Box<[u8]>,
@@ -222,7 +225,7 @@ impl Inner {
             }
         }
         let mut connection_closed = false;
-        if operations > 0 {
+        if operations > 0 && !self.port.closes_busy_connections() {
             state.leaving.push(Leaving { peer: id, name: peer.name.clone(), operations });
         } else if let Some(destination) = state.peers.release(&peer.name) {
             self.port.remove(destination);
@@ -257,7 +260,7 @@ impl Inner {
         if state.fenced.iter().any(|fenced| fenced.peer == gone.id) {
             let serial = self.owe_ping(state, heir);
             for fenced in state.fenced.iter_mut().filter(|fenced| fenced.peer == gone.id) {
-                (fenced.peer, fenced.serial) = (heir, serial);
+                (fenced.peer, fenced.serial, fenced.last_round) = (heir, serial, false);
             }
         }
     }

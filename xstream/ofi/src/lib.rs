@@ -7,8 +7,10 @@
 //!   the endpoint is closed: dropping a future, an exposure or the fabric itself can never leave a write to freed memory.
 //! * A peer is known by the random token that was given to it, never by what it claims; a number ([`PeerId`]) is never
 //!   used twice. A peer that is gone holds nothing: address, connection, buffers and transfers are released.
-//! * Nothing a peer does makes the endpoint wait, grow without bound or stop: every wait has a deadline, every queue a
-//!   limit, every error of libfabric a defined consequence.
+//! * Over `tcp;ofi_rxm`, nothing a peer does makes the endpoint wait, grow without bound or stop: every wait has a deadline,
+//!   every queue a limit, every error of libfabric a defined consequence. What a peer sends is held back by TCP while no
+//!   receive buffer is free; what waits for a peer is bounded by the transmit buffers that it may hold. Sockets that connect
+//!   and never become peers are the exception (see [`descriptors_open`]). Other providers are not measured.
 //! * Time and randomness come in from outside ([`daos_xstream::Clock`], [`daos_xstream::Rng`]).
 //!
 //! What was decided, what was measured and what libfabric does that it should not: `README.md` beside this crate.

@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) owed: Vec<Owed>,
     /// Messages in transmit buffers.
     pub(crate) sends: u32,
+    /// Messages that libfabric has copied since the last one in a transmit buffer.
+    pub(crate) injected: u32,
     /// Transfers under way.
     pub(crate) transfers: u32,
     /// Serial number of the last ping.
@@ -188,6 +190,7 @@ impl Peers {
             stalled: None,
             owed: Vec::new(),
             sends: 0,
+            injected: 0,
             transfers: 0,
             pings: 0,
             ask_again: now,
@@ -238,8 +241,8 @@ impl Peers {
     pub(crate) fn remove(&mut self, id: PeerId) -> Option<Peer> {
         let slot = self.slots.get_mut(slot_of(id))?;
         let peer = slot.peer.take_if(|peer| peer.id == id)?;
-        // A slot whose generations are used up is not used again.
-        if slot.generation < u32::MAX {
+        // A slot whose generations are used up is not used again. The top bit of a number stays 0.
+        if slot.generation < u32::MAX >> 1 {
             self.free.push(slot_of(id) as u32);
         }
         if matches!(peer.stage, Stage::Introducing { hello: None, .. }) {

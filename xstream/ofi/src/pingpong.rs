@@ -227,7 +227,7 @@ impl Side {
             }
             self.progress()?;
             polls += 1;
-            if polls % (1 << 16) == 0 && now() > *give_up.get_or_insert_with(|| now() + PATIENCE) {
+            if polls.is_multiple_of(1 << 16) && now() > *give_up.get_or_insert_with(|| now() + PATIENCE) {
                 return Err(FabricError::PeerGone);
             }
         }

@@ -25,7 +25,7 @@ impl Inner {
         let mut guard = self.state.borrow_mut();
         let state = &mut *guard;
         state.polls = state.polls.wrapping_add(1);
-        if state.polls % POLLS_PER_LOOK == 0 {
+        if state.polls.is_multiple_of(POLLS_PER_LOOK) {
             self.look_at_clock(state);
         }
         if !state.owing.is_empty() {

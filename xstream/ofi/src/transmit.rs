@@ -16,6 +16,11 @@ pub(crate) const AGAIN: i32 = fi::FI_EAGAIN as i32;
 /// Control messages tried per poll.
 const CONTROLS_PER_POLL: usize = 8;
 
+/// After so many messages to a peer that libfabric has copied, one goes from a transmit piece.
+const INJECTED_MAX: u32 = 64;
+/// Messages to a peer that libfabric may have copied and not sent, at most; further ones go from transmit pieces.
+const BEHIND_MAX: u32 = 512;
+
 impl Inner {
     /// The longest message of the layer above.
     pub(crate) fn message_bytes_max(&self) -> usize {
@@ -33,39 +38,14 @@ impl Inner {
         }
         let state = &mut *self.state.borrow_mut();
         let Some(peer) = state.peers.get_mut(id) else { return Err(FabricError::PeerGone) };
-        let (token, destination) = (peer.send_token, peer.destination);
-        let total = HEADER_BYTES + length;
-        let outcome = if total <= state.scratch.len() {
-            let place = &mut state.scratch[..total];
-            wire::put_header(place, Kind::Data, token, length);
-            gather(&mut place[HEADER_BYTES..], parts);
-            self.port.inject(place, destination)
-        } else {
-            if peer.sends >= self.config.sends_per_peer_max {
-                state.counters.sends_refused += 1;
-                return Err(FabricError::Busy);
-            }
-            let Some(piece) = state.transmit_free.pop() else {
-                state.counters.sends_refused += 1;
-                return Err(FabricError::Busy);
-            };
-            let outcome = self.send_piece(piece, token, destination, parts, length);
-            if outcome.is_ok() {
-                peer.sends += 1;
-                state.transmit_owner[piece as usize] = id;
-            } else {
-                state.transmit_free.push(piece);
-            }
-            outcome
-        };
-        match outcome {
+        let mut header = [0; HEADER_BYTES];
+        wire::put_header(&mut header, Kind::Data, peer.send_token, length);
+        match self.put(state, id, &[&header], parts) {
             Ok(()) => {
-                peer.stalled = None;
                 state.counters.messages_sent += 1;
                 Ok(())
             }
             Err(AGAIN) => {
-                peer.stalled.get_or_insert(state.now);
                 state.counters.sends_refused += 1;
                 Err(FabricError::Busy)
             }
@@ -77,22 +57,62 @@ impl Inner {
         }
     }
 
-    fn send_piece(
+    /// Hands a whole message to libfabric: short ones are copied, others, and every [`INJECTED_MAX`]th, go from a transmit
+    /// piece. The completion of a piece shows that what was copied before it has left, so the pieces that a peer may hold
+    /// bound all that waits for it here.
+    fn put(&self, state: &mut State, id: PeerId, first: &[&[u8]], rest: &[&[u8]]) -> Result<(), i32> {
+        let Some(peer) = state.peers.get_mut(id) else { return Err(AGAIN) };
+        let parts = || first.iter().chain(rest).copied();
+        let total = parts().map(<[u8]>::len).sum();
+        let unfinished = peer.injected + peer.sends * INJECTED_MAX;
+        let outcome =
+            if total <= state.scratch.len() && peer.injected < INJECTED_MAX && unfinished < BEHIND_MAX {
+                let place = &mut state.scratch[..total];
+                gather(place, parts());
+                let outcome = self.port.inject(place, peer.destination);
+                peer.injected += u32::from(outcome.is_ok());
+                outcome
+            } else if peer.sends >= self.config.sends_per_peer_max {
+                Err(AGAIN)
+            } else if let Some(piece) = state.transmit_free.pop() {
+                let outcome = self.send_piece(piece, peer.destination, parts(), total);
+                if outcome.is_ok() {
+                    peer.sends += 1;
+                    peer.injected = 0;
+                    state.transmit_owner[piece as usize] = id;
+                } else {
+                    state.transmit_free.push(piece);
+                }
+                outcome
+            } else {
+                // All pieces are taken: if none of them is this peer's, it is not this peer that stalls.
+                return Err(AGAIN);
+            };
+        match outcome {
+            // While a piece waits, only its completion shows that the peer reads.
+            Ok(()) if peer.sends == 0 => peer.stalled = None,
+            Err(AGAIN) => {
+                peer.stalled.get_or_insert(state.now);
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    fn send_piece<'a>(
         &self,
         piece: u32,
-        token: u64,
         destination: crate::raw::Destination,
-        parts: &[&[u8]],
-        length: usize,
+        parts: impl Iterator<Item = &'a [u8]>,
+        total: usize,
     ) -> Result<(), i32> {
         let piece = piece as usize;
         let start = self.transmit.piece(piece);
-        let total = HEADER_BYTES + length;
+        assert!(total <= self.transmit.stride(), "a message longer than the longest");
         // SAFETY: the piece is free (the caller has taken it from the free list), so nobody else reads or writes it; total
-        // is at most its stride, checked by the caller. The slice is gone before libfabric gets the piece.
+        // is at most its stride, asserted above. The slice is gone before libfabric gets the piece.
         let place = unsafe { std::slice::from_raw_parts_mut(start, total) };
-        wire::put_header(place, Kind::Data, token, length);
-        gather(&mut place[HEADER_BYTES..], parts);
+        gather(place, parts);
         // SAFETY: the piece is not used until its completion, which puts it back on the free list, and is freed after the
         // port is closed.
         unsafe { self.port.send(start, total, destination, Operation::Send(piece).to_context()) }
@@ -107,6 +127,7 @@ impl Inner {
             return None;
         };
         peer.sends -= 1;
+        peer.stalled = None;
         Some(owner)
     }
 
@@ -116,6 +137,7 @@ impl Inner {
             let Some(id) = state.owing.pop_front() else { return };
             let Some(peer) = state.peers.get_mut(id) else { continue };
             let Some(owed) = peer.owed.first().copied() else { continue };
+            let introducing = matches!(peer.stage, Stage::Introducing { .. });
             let control = match owed {
                 Owed::Hello => Control::introduction(Kind::Hello, 0, peer.receive_token, &self.name),
                 Owed::Welcome => {
@@ -124,20 +146,16 @@ impl Inner {
                 Owed::Ping { serial } => Control::short(Kind::Ping, peer.send_token, serial),
                 Owed::Pong { serial } => Control::short(Kind::Pong, peer.send_token, serial),
             };
-            match self.port.inject(control.as_bytes(), peer.destination) {
+            match self.put(state, id, &[control.as_bytes()], &[]) {
                 Ok(()) => {
-                    peer.stalled = None;
+                    let Some(peer) = state.peers.get_mut(id) else { continue };
                     peer.owed.remove(0);
                     if !peer.owed.is_empty() {
                         state.owing.push_back(id);
                     }
                 }
-                Err(AGAIN) => {
-                    peer.stalled.get_or_insert(state.now);
-                    state.owing.push_back(id);
-                }
                 // While a peer is being called its refusal is no reason to stop: it may be about to start.
-                Err(_) if matches!(peer.stage, Stage::Introducing { .. }) => state.owing.push_back(id),
+                Err(error) if error == AGAIN || introducing => state.owing.push_back(id),
                 Err(_) => self.close_peer(state, id, false, true),
             }
         }
@@ -269,7 +287,14 @@ impl Inner {
     /// A peer has answered a ping, so it lives: transfers that failed before were refused, and buffers that it might have
     /// been writing to are free.
     pub(crate) fn ponged(&self, state: &mut State, id: PeerId, answered: u64) {
-        state.fenced.retain(|fenced| fenced.peer != id || fenced.serial > answered);
+        let reached = |fenced: &crate::inner::Fenced| fenced.peer == id && fenced.serial <= answered;
+        state.fenced.retain(|fenced| !(reached(fenced) && fenced.last_round));
+        if state.fenced.iter().any(reached) {
+            let serial = self.owe_ping(state, id);
+            for fenced in state.fenced.iter_mut().filter(|fenced| reached(fenced)) {
+                (fenced.serial, fenced.last_round) = (serial, true);
+            }
+        }
         if state.transfers.count() == 0 {
             return;
         }
@@ -280,7 +305,7 @@ impl Inner {
     }
 }
 
-fn gather(mut place: &mut [u8], parts: &[&[u8]]) {
+fn gather<'a>(mut place: &mut [u8], parts: impl Iterator<Item = &'a [u8]>) {
     for part in parts {
         let (here, rest) = place.split_at_mut(part.len());
         here.copy_from_slice(part);

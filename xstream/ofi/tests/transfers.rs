@@ -202,6 +202,24 @@ fn an_unanswered_buffer_is_fenced_and_then_freed() {
     });
 }
 
+/// That something has arrived since the exposure does not show that the request was answered.
+#[test]
+fn an_unanswered_buffer_is_fenced_whatever_else_arrives() {
+    let mut both = Both::new();
+    let exposed =
+        both.client.fabric.expose(both.to_server, pattern(8192, 1), Access::Write).expect("exposed");
+    both.server.fabric.send(both.to_client, &[b"the answer to something else"]).expect("sent");
+    run_until("a message", &mut [&mut both.server, &mut both.client], |nodes| {
+        !nodes[1].inbox.messages.is_empty()
+    });
+    let back = both.client.fabric.withdraw_unanswered(exposed);
+    assert_eq!(back.as_slice(), pattern(8192, 1).as_slice());
+    assert_eq!(both.client.fabric.counters().buffers_fenced, 1);
+    run_until("the fence", &mut [&mut both.server, &mut both.client], |nodes| {
+        nodes[1].fabric.counters().buffers_fenced == 0
+    });
+}
+
 #[test]
 fn a_dropped_transfer_goes_on_and_leaves_nothing() {
     let mut both = Both::new();

@@ -244,7 +244,7 @@ impl<E: Env> Driver<'_, E> {
             check(checksum == crc32c::crc32c(&content[skip..skip + bytes]), || {
                 format!("{}: damaged", what())
             })?;
-            let buffer = self.endpoint.withdraw(exposed);
+            let buffer = self.endpoint.withdraw(exposed, true);
             check(buffer.as_slice() == content, || format!("{}: reading changed the buffer", what()))?;
         }
         Ok(())
@@ -257,7 +257,7 @@ impl<E: Env> Driver<'_, E> {
             let what = || format!("{bytes} bytes to {skip} of {length}");
             let (code, _) = self.transfer(PUSH, remote, (skip as u64, bytes as u64), 0).await?;
             check(code == 0, || format!("{}: code {code}", what()))?;
-            let buffer = self.endpoint.withdraw(exposed);
+            let buffer = self.endpoint.withdraw(exposed, true);
             content[skip..skip + bytes].copy_from_slice(&pattern_of(bytes as u64, bytes));
             check(buffer.as_slice() == content, || {
                 let at = buffer.as_slice().iter().zip(&content).position(|(seen, wanted)| seen != wanted);
@@ -277,7 +277,7 @@ impl<E: Env> Driver<'_, E> {
                 let (exposed, remote) = self.expose(IoBuffer::copy_of(&content), access)?;
                 let (code, _) = self.transfer(opcode, remote, (skip, bytes), 0).await?;
                 check(code != 0, || format!("{bytes} bytes at {skip} of {length} were allowed"))?;
-                let buffer = self.endpoint.withdraw(exposed);
+                let buffer = self.endpoint.withdraw(exposed, true);
                 check(buffer.as_slice() == content, || "a refused transfer changed memory".to_owned())?;
             }
         }
@@ -290,7 +290,7 @@ impl<E: Env> Driver<'_, E> {
             let (exposed, remote) = self.expose(IoBuffer::copy_of(&content), access)?;
             let (code, _) = self.transfer(opcode, remote, (0, 4096), 0).await?;
             check(code != 0, || format!("memory exposed for {access:?} could be used otherwise"))?;
-            let buffer = self.endpoint.withdraw(exposed);
+            let buffer = self.endpoint.withdraw(exposed, true);
             check(buffer.as_slice() == content, || "a refused transfer changed memory".to_owned())?;
         }
         self.reconnected().await
@@ -312,7 +312,7 @@ impl<E: Env> Driver<'_, E> {
             let transfer = self.transfer(opcode, remote, (0, 16384), 50_000);
             let withdraw = async {
                 self.pause(Duration::from_millis(10)).await;
-                self.endpoint.withdraw(exposed)
+                self.endpoint.withdraw(exposed, false)
             };
             let (transfer, buffer) = both(transfer, withdraw).await;
             if let Ok((code, _)) = transfer {
@@ -330,7 +330,7 @@ impl<E: Env> Driver<'_, E> {
         if let Ok((code, _)) = self.transfer(PUSH, wrong, (0, 4096), 0).await {
             check(code != 0, || "a wrong key was taken".to_owned())?;
         }
-        let buffer = self.endpoint.withdraw(exposed);
+        let buffer = self.endpoint.withdraw(exposed, false);
         check(buffer.as_slice() == content, || "a wrong key changed memory".to_owned())?;
         self.reconnected().await
     }

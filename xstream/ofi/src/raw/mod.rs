@@ -49,6 +49,7 @@ pub(crate) struct Port {
     wait_descriptor: Option<RawFd>,
     inject_bytes_max: usize,
     memory_rules: MemoryRules,
+    closes_busy_connections: bool,
 }
 
 /// One thing that the completion queue reported.
@@ -123,6 +124,12 @@ impl Port {
             code if code < 0 => Err(failed(-code, "fi_av_insert")),
             _ => Err(FabricError::BadAddress("libfabric does not take the peer's address".to_owned())),
         }
+    }
+
+    /// Whether an address may be [removed](Self::remove) while operations with it are under way; they then complete as
+    /// cancelled. Where `ofi_rxm` keeps records of its own it may follow a null pointer.
+    pub(crate) fn closes_busy_connections(&self) -> bool {
+        self.closes_busy_connections
     }
 
     /// Forgets a peer's address and closes the connection to it.

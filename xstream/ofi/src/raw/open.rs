@@ -75,6 +75,9 @@ fn find(spec: &PortSpec<'_>) -> Result<Info, FabricError> {
             None => fi::FI_FORMAT_UNSPEC,
         };
         (*wanted.ep_attr).type_ = fi::fi_ep_type_FI_EP_RDM;
+        if spec.provider == crate::DEFAULT_PROVIDER {
+            (*wanted.ep_attr).protocol = fi::FI_PROTO_RXM_TCP;
+        }
         // Messages stay in order, and a message sent after a completed write is seen after it.
         let order = u64::from(fi::FI_ORDER_SAS | fi::FI_ORDER_SAW);
         (*wanted.tx_attr).msg_order = order;
@@ -182,6 +185,7 @@ fn build(info: &Info, spec: &PortSpec<'_>) -> Result<Port, FabricError> {
         }
 
         let mode = (*(*info).domain_attr).mr_mode as u32;
+        let passes_through = (*(*info).ep_attr).protocol == fi::FI_PROTO_RXM_TCP;
         undo.0.clear();
         Ok(Port {
             endpoint,
@@ -196,6 +200,7 @@ fn build(info: &Info, spec: &PortSpec<'_>) -> Result<Port, FabricError> {
                 virtual_addresses: mode & fi::FI_MR_VIRT_ADDR != 0,
                 bind_to_endpoint: mode & fi::FI_MR_ENDPOINT != 0,
             },
+            closes_busy_connections: passes_through,
         })
     }
 }
