@@ -7,4 +7,5 @@
 
 pub mod limits;
 pub mod machine;
+pub mod meter;
 pub mod report;

@@ -14,7 +14,7 @@ use std::{
 use daos_xstream::IoBuffer;
 use hdrhistogram::Histogram;
 
-use crate::report::latencies;
+use crate::{machine::own_cpu_s, report::latencies};
 
 /// Median, in microseconds, of writing 4 KiB with O_DIRECT to a file in `folder` and calling `fdatasync`, one at a time.
 /// The file is written once before, so that no write allocates.
@@ -48,13 +48,13 @@ fn durable_writes(folder: &Path, writes: u32) -> io::Result<Histogram<u64>> {
     Ok(histogram)
 }
 
-/// Blocks of `bytes` per second that one core copies and checksums (CRC32C), over `span` bytes of memory.
+/// Blocks of `bytes` per second of CPU time that one core copies and checksums (CRC32C), over `span` bytes of memory.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
 pub fn copy_and_checksum_per_s(bytes: usize, span: usize, duration: Duration) -> f64 {
     let source = vec![0x5au8; bytes];
     let mut target = vec![0u8; span];
     let blocks = span / bytes;
-    let start = Instant::now();
+    let (start, cpu_start_s) = (Instant::now(), own_cpu_s());
     let mut copied = 0u64;
     let mut place = 1usize;
     while start.elapsed() < duration {
@@ -67,25 +67,29 @@ pub fn copy_and_checksum_per_s(bytes: usize, span: usize, duration: Duration) ->
         }
         copied += 64;
     }
-    copied as f64 / start.elapsed().as_secs_f64()
+    copied as f64 / (own_cpu_s() - cpu_start_s)
 }
 
-/// Insertions, then lookups, per second of `std::collections::BTreeMap<Vec<u8>, Vec<u8>>` with these keys and values of
-/// `value_bytes`: the peer of the store's own trees.
-#[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
-pub fn btree_map_per_s(keys: &[[u8; 16]], order: &[u32], value_bytes: usize) -> (f64, f64) {
+/// Insertions, then lookups in the order that `order` gives, per second of CPU time of `std::collections::BTreeMap<Vec<u8>, Vec<u8>>`
+/// with `count` keys and values of `value_bytes`: the peer of the store's own trees.
+pub fn btree_map_per_s(
+    count: u64,
+    value_bytes: usize,
+    key: impl Fn(u64) -> [u8; 16],
+    order: impl Fn(u64) -> u64,
+) -> (f64, f64) {
     let value = vec![0x5au8; value_bytes];
     let mut map = BTreeMap::new();
-    let start = Instant::now();
-    for key in keys {
-        map.insert(key.to_vec(), value.clone());
+    let cpu_start_s = own_cpu_s();
+    for number in 0..count {
+        map.insert(key(number).to_vec(), value.clone());
     }
-    let inserted = keys.len() as f64 / start.elapsed().as_secs_f64();
-    let start = Instant::now();
-    for index in order {
-        black_box(map.get(keys[*index as usize].as_slice()));
+    let inserted = count as f64 / (own_cpu_s() - cpu_start_s);
+    let cpu_start_s = own_cpu_s();
+    for number in 0..count {
+        black_box(map.get(key(order(number)).as_slice()));
     }
-    (inserted, order.len() as f64 / start.elapsed().as_secs_f64())
+    (inserted, count as f64 / (own_cpu_s() - cpu_start_s))
 }
 
 /// A duration in nanoseconds, for a histogram.

@@ -20,3 +20,9 @@ pub fn cpu_time(pid: u32) -> io::Result<Duration> {
     }
     Ok(Duration::from_nanos(nanoseconds))
 }
+
+/// CPU time that this process has used.
+pub fn own_cpu_s() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}

@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::meter::Measured;
+
 /// One case. Fields that a case does not have are left out of its JSON.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Row {
@@ -35,6 +37,9 @@ pub struct Row {
     /// Heap allocations per operation in this process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allocations_per_op: Option<f64>,
+    /// What a case measures that is a share: percent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub percent: Option<f64>,
     /// Bytes that the store takes per record beyond key and value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata_bytes_per_record: Option<f64>,
@@ -52,7 +57,8 @@ pub struct Limit {
     /// What came out, in `limit_unit`.
     #[serde(rename = "limit_value")]
     pub value: f64,
-    /// `us` (a latency: a ratio below 1 is better than the limit) or `ops_per_s` (a rate: above 1 is better).
+    /// `us` (a latency: a ratio below 1 is better than the limit), `ops_per_s` and `ops_per_cpu_s` (rates: above 1 is
+    /// better) or `percent`.
     #[serde(rename = "limit_unit")]
     pub unit: &'static str,
     /// The case over the limit, both in `limit_unit`.
@@ -73,6 +79,16 @@ impl Row {
         self.p999_us = microseconds(0.999);
         self.max_us = latencies.max() as f64 / 1e3;
         self
+    }
+
+    /// Fills in what a meter has measured.
+    pub fn measured(self, measured: &Measured) -> Self {
+        let mut row = self.timed(&measured.latencies, measured.elapsed_s);
+        row.ops_per_s = measured.operations as f64 / measured.elapsed_s;
+        row.cpu_us_per_op = measured.cpu_s * 1e6 / measured.operations as f64;
+        row.allocations_per_op =
+            measured.allocations.map(|allocations| allocations as f64 / measured.operations as f64);
+        row
     }
 
     /// Holds the median latency against `limit_us`; the goal is a ratio of at most `at_most`.
@@ -103,6 +119,48 @@ impl Row {
         self
     }
 
+    /// Holds the rate per second of CPU time against `limit`, likewise per second of CPU time: for work that never waits,
+    /// so that what else the machine does meanwhile changes neither.
+    pub fn cpu_rate_limit(mut self, name: &str, limit: f64, at_least: f64) -> Self {
+        let ratio = 1e6 / self.cpu_us_per_op / limit;
+        self.limit = Some(Limit {
+            name: name.to_owned(),
+            value: limit,
+            unit: "ops_per_cpu_s",
+            ratio,
+            goal: format!(">= {at_least}"),
+            reached: ratio >= at_least,
+        });
+        self
+    }
+
+    /// Puts `limit` operations per second beside the rate, without a goal.
+    pub fn rate_beside(mut self, name: &str, limit: f64) -> Self {
+        self.limit = Some(Limit {
+            name: name.to_owned(),
+            value: limit,
+            unit: "ops_per_s",
+            ratio: self.ops_per_s / limit,
+            goal: "none".to_owned(),
+            reached: true,
+        });
+        self
+    }
+
+    /// Holds a share in percent against what it may be.
+    pub fn percent_limit(mut self, name: &str, percent: f64, at_most: f64) -> Self {
+        self.percent = Some(percent);
+        self.limit = Some(Limit {
+            name: format!("{name}: {at_most} % at most"),
+            value: at_most,
+            unit: "percent",
+            ratio: percent / at_most,
+            goal: "<= 1".to_owned(),
+            reached: percent <= at_most,
+        });
+        self
+    }
+
     /// One line for people.
     pub fn line(&self) -> String {
         let place = self.fabric.as_deref().or(self.media.as_deref()).unwrap_or("-");
@@ -121,6 +179,9 @@ impl Row {
         );
         if let Some(allocations) = self.allocations_per_op {
             line += &format!("  {allocations:.2} allocations");
+        }
+        if let Some(percent) = self.percent {
+            line += &format!("  {percent:.2} %");
         }
         if let Some(bytes) = self.metadata_bytes_per_record {
             line += &format!("  {bytes:.0} B/record");

@@ -97,3 +97,74 @@ impl<T: 'static> EventQueue<T> {
         results
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use daos_xstream::{Pair, Rng};
+    use daos_xstream_local::LocalFabric;
+
+    use super::*;
+    use crate::{ClientClock, ClientRng};
+
+    fn env() -> ClientEnv {
+        let rng = ClientRng::from_system().expect("randomness");
+        assert_ne!(rng.next_u64(), rng.next_u64());
+        ClientEnv::new(
+            ClientClock::default(),
+            rng,
+            Pair::new(LocalFabric::client().expect("a fabric"), "local", None),
+        )
+    }
+
+    #[test]
+    fn results_come_in_the_order_in_which_calls_end() {
+        let env = env();
+        let queue = EventQueue::new(&env);
+        let start = env.clock().now();
+        let sleep = |milliseconds: u64| {
+            let env = env.clone();
+            queue.launch(async move {
+                env.clock().sleep_until(start + Duration::from_millis(milliseconds)).await;
+                milliseconds
+            })
+        };
+        let (late, early, middle) = (sleep(60), sleep(10), sleep(30));
+        assert!(queue.poll(10, Duration::ZERO).is_empty());
+        assert_eq!(queue.test(late), None);
+        let mut order = Vec::new();
+        while order.len() < 3 {
+            order.extend(queue.poll(1, Duration::MAX));
+        }
+        assert_eq!(order, [(early, 10), (middle, 30), (late, 60)]);
+        assert!(env.clock().now().since(start) >= Duration::from_millis(60));
+        assert!(
+            queue.poll(1, Duration::MAX).is_empty(),
+            "nothing is under way: there is nothing to wait for"
+        );
+        assert_eq!(queue.counts(), (0, 0));
+    }
+
+    #[test]
+    fn who_blocks_sleeps_and_wakes_in_time() {
+        let env = env();
+        let (start, cpu) = (env.clock().now(), cpu_nanoseconds());
+        let deadline = start + Duration::from_millis(200);
+        env.block_on(env.clock().sleep_until(deadline));
+        let (took, used) = (env.clock().now().since(start), cpu_nanoseconds() - cpu);
+        assert!(took >= Duration::from_millis(200));
+        // It spins for 50 µs and sleeps for the rest.
+        assert!(used < 50_000_000, "{used} ns of CPU in {took:?}");
+    }
+
+    fn cpu_nanoseconds() -> u64 {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    }
+
+    #[test]
+    #[should_panic(expected = "a future must not block")]
+    fn blocking_within_a_future_is_refused() {
+        let env = env();
+        env.block_on(async { env.block_on(async {}) });
+    }
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Cluster, get, put};
 use daos_dsm::client::{DsmError, OpenOptions};
 use daos_types::{Epoch, EpochRange};
-use daos_xstream::rpc::Status;
+use daos_xstream::{Clock, Env, rpc::Status};
 use daos_xstream_sim::{Config, Loss};
 
 fn status<T>(result: Result<T, DsmError>) -> Option<Status> {
@@ -241,4 +241,29 @@ fn work_goes_on_over_a_network_that_loses_connections() {
             handle.close().await.expect("closed");
         });
     }
+}
+
+/// A client lost its connection and came back. From then on it used its container handle only, and never its pool handle: the
+/// service took the pool handle for unused, evicted it after the time of grace, and with it the container handle and
+/// all that was not committed. Found by the cluster simulator.
+#[test]
+fn a_pool_handle_lives_as_long_as_a_container_handle_opened_with_it_is_used() {
+    let world = Config { partition_breaks_ns: (100_000_000, 200_000_000), ..Config::default() };
+    let cluster = Cluster::with(4, world);
+    let node = cluster.client();
+    let (sim, engine, cut_off) = (cluster.sim.clone(), cluster.engine.clone(), node.clone());
+    cluster.run(&node, |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        let env = client.caller.env().clone();
+        let pause = |time| env.clock().sleep_until(env.clock().now() + time);
+        sim.partition(&cut_off, &engine);
+        pause(Duration::from_secs(1)).await;
+        sim.heal(&cut_off, &engine);
+        for _ in 0..20 {
+            pause(Duration::from_secs(1)).await;
+            handle.epoch_query().await.expect("a handle in use");
+        }
+        handle.pool().clone().disconnect().await.expect("the pool handle is there too");
+    });
 }

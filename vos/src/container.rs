@@ -17,7 +17,7 @@ use crate::{
     ValueRef,
     blocks::{Pins, Reservation},
     destroy,
-    editor::{Cache, Editor},
+    editor::Editor,
     epochs,
     error::from_heap,
     extents::Scratch,
@@ -43,7 +43,6 @@ struct Inner<E: Env> {
     record: u64,
     /// Value of the pool's generation when `record` was last known to be there.
     generation: Cell<u64>,
-    cache: RefCell<Cache>,
     scratch: RefCell<Scratch>,
 }
 
@@ -56,14 +55,7 @@ impl<E: Env> Clone for Container<E> {
 impl<E: Env> Container<E> {
     pub(crate) fn new(pool: Pool<E>, uuid: Uuid, record: u64) -> Self {
         let generation = Cell::new(pool.0.generation.get());
-        Self(Rc::new(Inner {
-            pool,
-            uuid,
-            record,
-            generation,
-            cache: RefCell::default(),
-            scratch: RefCell::default(),
-        }))
+        Self(Rc::new(Inner { pool, uuid, record, generation, scratch: RefCell::default() }))
     }
 
     /// Identifies it.
@@ -147,7 +139,7 @@ impl<E: Env> Container<E> {
     ) -> Result<(R, Sealed), Error> {
         let pool = &self.0.pool.0;
         let mut heap = pool.store.heap_mut();
-        let mut cache = self.0.cache.borrow_mut();
+        let mut cache = pool.cache.borrow_mut();
         let space = pool.blocks.as_ref().map(|blocks| blocks.space.borrow());
         let mut tx = heap.begin();
         let mut editor = Editor::new(&mut tx, self.0.record, pool.seed, &mut cache, space.as_deref());

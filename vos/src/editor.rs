@@ -13,11 +13,12 @@ use crate::{
     records::{ContainerRecord, Counts, KeyRecord},
 };
 
-/// What a container keeps in memory to make the next change cheaper. Lost without harm.
+/// What a pool keeps in memory to make the next change cheaper. Lost without harm.
 #[derive(Default)]
 pub(crate) struct Cache {
-    /// The group that the last change went to.
-    pub group: Option<(Epoch, Cookie, u64)>,
+    /// The group that the last change of the pool went to, with its container's record. There is one for the pool and not
+    /// one per handle: a group that a discard through one handle has removed must not be remembered by another.
+    pub group: Option<(u64, Epoch, Cookie, u64)>,
     /// Where records are put together before they are written.
     pub scratch: Vec<u8>,
 }

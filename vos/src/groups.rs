@@ -94,10 +94,10 @@ pub(crate) fn append(
     words: &[u64],
 ) -> Result<(), Error> {
     let group = match editor.cache.group {
-        Some((at, of, group)) if (at, of) == (epoch, cookie) => group,
+        Some((container, at, of, group)) if (container, at, of) == (editor.container, epoch, cookie) => group,
         _ => find_or_make(editor, epoch, cookie)?,
     };
-    editor.cache.group = Some((epoch, cookie, group));
+    editor.cache.group = Some((editor.container, epoch, cookie, group));
     let tail = editor.read::<Group>(group)?.tail;
     let chunk = if tail == 0 { None } else { Some(*editor.read::<Chunk>(tail)?) };
     if let Some(chunk) = chunk

@@ -1,6 +1,10 @@
 //! A vpool: one target's share of a pool.
 
-use std::{cell::Cell, mem::offset_of, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    mem::offset_of,
+    rc::Rc,
+};
 
 use daos_types::Checksum;
 use daos_umem::{
@@ -14,6 +18,7 @@ use zerocopy::IntoBytes;
 use crate::{
     BlockRef, Checksums, Container, Error, StoredExtent, Usage,
     blocks::{BlockTier, Pins},
+    editor::Cache,
     error::{from_heap, from_media, from_store},
     extents, memory,
     records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, PoolRoot},
@@ -53,6 +58,8 @@ pub(crate) struct Inner<E: Env> {
     pub pins: Rc<Pins>,
     /// Counts containers removed, so that handles of destroyed containers find out.
     pub generation: Cell<u64>,
+    /// What changes of all containers remember, whoever's handle they come through.
+    pub cache: RefCell<Cache>,
 }
 
 impl<E: Env> Clone for Pool<E> {
@@ -142,6 +149,7 @@ impl<E: Env> Pool<E> {
             blocks,
             pins: Rc::default(),
             generation: Cell::new(0),
+            cache: RefCell::default(),
         }));
         for (uuid, record) in pool.container_records()? {
             let (discards, destroying) = {
@@ -304,6 +312,7 @@ impl<E: Env> Pool<E> {
         let _ = self.persisted(sealed).await?;
         let container = Container::new(self.clone(), uuid, record);
         container.empty().await?;
+        self.0.cache.borrow_mut().group = None;
         let root_place = self.containers_place();
         let ((), sealed) = self.transaction(|tx| {
             let probe = Probe::number(uuid.as_u128());

@@ -119,8 +119,14 @@ pub trait Fabric: 'static {
     /// Who `peer` is, where something vouches for it.
     fn credentials(&self, peer: PeerId) -> Option<Credentials>;
 
-    /// The longest message, in bytes.
+    /// The longest message that can be sent to every peer, in bytes.
     fn message_bytes_max(&self) -> usize;
+
+    /// The longest message to `peer`, which may be more: an endpoint may reach different peers by different ways.
+    fn message_bytes_max_to(&self, peer: PeerId) -> usize {
+        let _ = peer;
+        self.message_bytes_max()
+    }
 
     /// Sends the concatenation of `parts` as one message, and copies it before it returns. [`FabricError::Busy`] means
     /// that nothing was sent and the caller may try again after progress.

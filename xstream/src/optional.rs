@@ -35,6 +35,10 @@ impl<F: Fabric> Fabric for Option<F> {
         self.as_ref().map_or(usize::MAX, F::message_bytes_max)
     }
 
+    fn message_bytes_max_to(&self, peer: PeerId) -> usize {
+        self.as_ref().map_or(0, |fabric| fabric.message_bytes_max_to(peer))
+    }
+
     fn send(&self, peer: PeerId, parts: &[&[u8]]) -> Result<(), FabricError> {
         self.as_ref().ok_or(FabricError::PeerGone)?.send(peer, parts)
     }

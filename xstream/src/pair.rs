@@ -94,6 +94,13 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
         self.first.message_bytes_max().min(self.second.message_bytes_max())
     }
 
+    fn message_bytes_max_to(&self, peer: PeerId) -> usize {
+        match split(peer) {
+            First(peer) => self.first.message_bytes_max_to(peer),
+            Second(peer) => self.second.message_bytes_max_to(peer),
+        }
+    }
+
     fn send(&self, peer: PeerId, parts: &[&[u8]]) -> Result<(), FabricError> {
         match split(peer) {
             First(peer) => self.first.send(peer, parts),

@@ -204,10 +204,15 @@ impl<E: Env> ObjectIo<E> {
     ) -> (IoBuffer, Result<Vec<ReadPiece>, DsmError>) {
         let mut pieces = Vec::new();
         let mut done = 0;
+        // What this side expects in one message may be more than the other side's way back carries.
+        let mut inline_allowed = true;
         while done < buffer.len() {
-            let (back, result) = self.read_some(at, epoch, document, offset, buffer, done, &mut pieces).await;
+            let (back, result) = self
+                .read_some(at, epoch, document, offset, buffer, (done, inline_allowed), &mut pieces)
+                .await;
             buffer = back;
             match result {
+                Ok(0) if inline_allowed => inline_allowed = false,
                 Ok(0) => {
                     let error = crate::rpc::Malformed("it covers nothing");
                     return (buffer, Err(DsmError::BadReply(error)));
@@ -228,7 +233,7 @@ impl<E: Env> ObjectIo<E> {
         document: Option<(&[u8], &[u8])>,
         offset: u64,
         mut buffer: IoBuffer,
-        done: usize,
+        (done, inline_allowed): (usize, bool),
         pieces: &mut Vec<ReadPiece>,
     ) -> (IoBuffer, Result<usize, DsmError>) {
         let (dkey, key) = document.unwrap_or_default();
@@ -243,7 +248,7 @@ impl<E: Env> ObjectIo<E> {
             });
             encode_fetch(body, at.object, epoch, dkey, &records, remote);
         };
-        let inline = self.fits_message(length + 256);
+        let inline = inline_allowed && self.fits_message(length + 256);
         let result = if inline {
             self.exchange(at, procedure::FETCH, None, encode).await.1
         } else {

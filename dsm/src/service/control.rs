@@ -273,15 +273,19 @@ impl<E: Env> Control<E> {
     fn end_of_grace(&self, pool: &PoolState<E>, handle: Uuid, owner: &Owner) -> Time {
         let Some(since) = owner.gone_since else { return Time::NEVER };
         let tables = pool.tables.borrow();
-        let is_shared = |handle: &Uuid| tables.open_handle(*handle).is_ok_and(|(_, open)| open.shared);
-        // A pool handle lives as long as a shared container handle needs it.
-        let needed = |other: &Uuid| {
-            tables.open_handle(*other).is_ok_and(|(_, open)| open.shared && open.pool_handle == handle)
-        };
-        if is_shared(&handle) || tables.container_of.keys().any(needed) {
+        if tables.open_handle(handle).is_ok_and(|(_, open)| open.shared) {
             return Time::NEVER;
         }
-        since + if owner.verified { self.config.grace_verified } else { self.config.grace }
+        let own = since + if owner.verified { self.config.grace_verified } else { self.config.grace };
+        // A pool handle goes after the last container handle that was opened with it. A client may use nothing else for
+        // ever, and an evicted pool handle takes them all away.
+        let opened_with_it = tables
+            .container_of
+            .keys()
+            .filter(|other| tables.open_handle(**other).is_ok_and(|(_, open)| open.pool_handle == handle));
+        let ends = opened_with_it
+            .filter_map(|other| tables.owners.get(other).map(|owner| self.end_of_grace(pool, *other, owner)));
+        ends.fold(own, Time::max)
     }
 
     /// Evicts a handle, unless its user has come back meanwhile. Trouble is left to the next sweep.

@@ -210,6 +210,8 @@ pub(crate) struct DiskState {
     pub names: RefCell<BTreeMap<String, u64>>,
     pub capacity: Cell<u64>,
     pub failed: Cell<bool>,
+    /// Flushes and durable writes are acknowledged and not made durable.
+    pub lies: Cell<bool>,
     /// Counts the lives of the node, so that what an earlier life has begun does not end in this one.
     pub life: Cell<u64>,
     /// Counts writes completed.
@@ -223,6 +225,7 @@ impl Default for DiskState {
             names: RefCell::default(),
             capacity: Cell::new(u64::MAX),
             failed: Cell::new(false),
+            lies: Cell::new(false),
             life: Cell::new(0),
             order: Cell::new(0),
         }

@@ -26,8 +26,8 @@
 //! lost, torn and reordered; writes under way take part in this. A durable write and a flush promise what
 //! [`Durability`](daos_xstream::Durability) says and nothing more. Name space operations are atomic and durable when they
 //! return; one that was under way has happened or has not. On command or by rate: sectors that cannot be read until they
-//! are written again, flipped bits, a full disk, a failed device. *Not modelled:* a device that lies about a flush,
-//! writes that go astray, torn 512-byte sectors.
+//! are written again, flipped bits, a full disk, a failed device. *Not modelled:* a device that lies about a flush
+//! (but [`Disk::set_lies`] plants one, for canaries), writes that go astray, torn 512-byte sectors.
 //!
 //! # Invariants
 //!

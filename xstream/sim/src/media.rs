@@ -198,7 +198,8 @@ impl MediaFile for SimFile {
                 media.world.record(Happening::MediaRead, number, offset);
                 let mut files = media.disk.files.borrow_mut();
                 let file = files.get_mut(&number).ok_or_else(|| MediaError::NotFound(path.to_string()))?;
-                let loss = media.world.config.sector_loss_ppm;
+                let calm = media.world.calm.get();
+                let loss = if calm { 0 } else { media.world.config.sector_loss_ppm };
                 match file.read(offset, buffer.as_mut_slice(), &media.world.decay, loss) {
                     true => Ok(()),
                     false => {
@@ -246,7 +247,7 @@ impl MediaFile for SimFile {
                 let file = files.get_mut(&number).ok_or_else(|| MediaError::NotFound(path.to_string()))?;
                 let order = media.disk.order.get() + 1;
                 media.disk.order.set(order);
-                file.finish_write(write, order, offset, &data, durable);
+                file.finish_write(write, order, offset, &data, durable && !media.disk.lies.get());
                 Ok(())
             });
             (buffer, result)
@@ -262,7 +263,10 @@ impl MediaFile for SimFile {
         let flushed = self.media.later(delay, move |media| {
             media.check_failed(&path)?;
             media.world.record(Happening::MediaFlush, number, order);
-            if let Some(file) = media.disk.files.borrow_mut().get_mut(&number) {
+            let honest = !media.disk.lies.get();
+            if let Some(file) = media.disk.files.borrow_mut().get_mut(&number)
+                && honest
+            {
                 file.flush(order);
             }
             Ok(())

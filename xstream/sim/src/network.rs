@@ -185,7 +185,7 @@ fn arrive(world: &Rc<World>, connection: &Rc<Connection>, side: usize) {
         connection.held[side].set(connection.held[side].get() + 1);
         return;
     }
-    if world.weather.chance(world.config.connection_loss_ppm) {
+    if world.weather.chance(world.config.connection_loss_ppm) && !world.calm.get() {
         return break_connection(world, connection);
     }
     let Some(message) = connection.under_way[side].borrow_mut().pop_front() else { return };

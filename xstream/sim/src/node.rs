@@ -155,6 +155,13 @@ impl Disk {
         self.state.failed.set(failed);
     }
 
+    /// From now on flushes and durable writes are acknowledged without being made durable, until `lies` is false again:
+    /// a bug on purpose, to see whether a test would notice one. No design survives it.
+    pub fn set_lies(&self, lies: bool) {
+        self.record(5);
+        self.state.lies.set(lies);
+    }
+
     /// Makes the sector at `offset` of a file unreadable until it is written again. False if there is no such sector.
     pub fn break_sector(&self, path: &str, offset: u64) -> bool {
         self.record(3);

@@ -106,6 +106,12 @@ impl Simulation {
         }
     }
 
+    /// Ends everything that the configuration loses at random: connections, sectors. Latencies stay.
+    pub fn calm(&self) {
+        self.world.calm.set(true);
+        self.record(6, 0);
+    }
+
     /// Runs until `done` says so, at most for `limit` of virtual time.
     pub fn run_until(&self, limit: Duration, mut done: impl FnMut() -> bool) -> Result<(), Stopped> {
         let end = self.world.now.get().saturating_add(u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX));

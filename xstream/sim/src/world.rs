@@ -105,6 +105,8 @@ pub(crate) struct World {
     /// Virtual time in nanoseconds.
     pub now: Cell<u64>,
     pub steps: Cell<u64>,
+    /// Nothing is lost at random any more.
+    pub calm: Cell<bool>,
     pub schedule: Random,
     pub weather: Random,
     pub decay: Random,
@@ -125,6 +127,7 @@ impl World {
             config,
             now: Cell::new(0),
             steps: Cell::new(0),
+            calm: Cell::new(false),
             schedule: Random::new(seed, 1),
             weather: Random::new(seed, 2),
             decay: Random::new(seed, 3),

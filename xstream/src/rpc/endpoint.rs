@@ -158,7 +158,7 @@ impl<E: Env> Endpoint<E> {
     /// up; whether it is still carried out is unknown then.
     pub async fn call(&self, peer: PeerId, call: &Call, body: &[&[u8]]) -> Result<Reply, RpcError> {
         let inner = &*self.0;
-        inner.check_length(body)?;
+        inner.check_length(peer, body)?;
         let peer = inner.peers.get(peer);
         let mut now = inner.env.clock().now();
         let deadline = now + call.timeout;
@@ -353,8 +353,11 @@ impl<E: Env> Inner<E> {
         body: &[&[u8]],
     ) {
         let too_long: &[&[u8]] = &[b"the reply does not fit into a message"];
-        let (status, body) =
-            if self.check_length(body).is_ok() { (status, body) } else { (Status::TOO_LONG, too_long) };
+        let (status, body) = if self.check_length(peer.id, body).is_ok() {
+            (status, body)
+        } else {
+            (Status::TOO_LONG, too_long)
+        };
         let header = Header::reply(opcode, request_id, status, map_version, body);
         if self.transmit(peer, &header, body).is_err() {
             count(&self.counters.replies_lost);
@@ -365,11 +368,17 @@ impl<E: Env> Inner<E> {
         self.message_bytes_max - HEADER_BYTES
     }
 
-    fn check_length(&self, body: &[&[u8]]) -> Result<(), FabricError> {
+    pub fn body_bytes_max_to(&self, peer: PeerId) -> usize {
+        self.env.fabric().message_bytes_max_to(peer).saturating_sub(HEADER_BYTES)
+    }
+
+    fn check_length(&self, peer: PeerId, body: &[&[u8]]) -> Result<(), FabricError> {
         let length: usize = body.iter().map(|part| part.len()).sum();
-        match length <= self.body_bytes_max() {
-            true => Ok(()),
-            false => Err(FabricError::TooLong { length: length as u64, limit: self.body_bytes_max() as u64 }),
+        match self.body_bytes_max_to(peer) {
+            limit if length > limit => {
+                Err(FabricError::TooLong { length: length as u64, limit: limit as u64 })
+            }
+            _ => Ok(()),
         }
     }
 

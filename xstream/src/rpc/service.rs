@@ -133,7 +133,7 @@ impl<E: Env> Responder<E> {
 
     /// The longest body that [`reply`](Self::reply) takes.
     pub fn body_bytes_max(&self) -> usize {
-        self.endpoint.body_bytes_max()
+        self.endpoint.body_bytes_max_to(self.peer.id)
     }
 
     /// Reads the caller's memory into `buffer`, from `skip` bytes after the start of `remote`.

@@ -3,7 +3,7 @@
 use std::{path::Path, str::FromStr, time::Duration};
 
 use daos::{
-    Anchor, Client, OpenOptions,
+    Anchor, Client, ClientEnv, Fs, Objects, OpenOptions,
     copy::{self, CopyOptions, Progress},
     fs::{Entry, FileType, Inode},
 };
@@ -81,7 +81,7 @@ async fn copy_in(
     })?;
     let opened = Opened::open(client, &to.pool, &to.container, OpenOptions::WRITE).await?;
     let copied = async {
-        let fs = opened.container.mount().await?;
+        let fs = opened.container.mount_for_copy().await?;
         let shown = bar.clone();
         let report = move |progress: &Progress| show(&shown, progress);
         Ok(copy::import(client.env(), &fs, from, to.path.as_bytes(), options, report).await?)
@@ -99,13 +99,19 @@ async fn copy_out(
 ) -> Result<Answer, Failure> {
     let opened = Opened::open(client, &from.pool, &from.container, OpenOptions::READ).await?;
     let copied = async {
-        let fs = opened.container.mount().await?;
+        let fs = committed(&opened).await?;
         let shown = bar.clone();
         let report = move |progress: &Progress| show(&shown, progress);
         Ok(copy::export(client.env(), &fs, from.path.as_bytes(), to, options, report).await?)
     };
     let outcome = copied.await;
     copied_answer(opened.close(outcome).await, &bar)
+}
+
+/// The file system as its newest committed epoch shows it.
+async fn committed(opened: &Opened) -> Result<Fs<Objects<ClientEnv>>, Failure> {
+    let epoch = opened.container.epochs().await?.container_hce;
+    Ok(opened.container.mount_at(epoch).await?)
 }
 
 fn progress_bar(hidden: bool) -> ProgressBar {
@@ -152,7 +158,7 @@ fn copied_answer(outcome: Result<Progress, Failure>, bar: &ProgressBar) -> Resul
 async fn list(client: &Client, place: &Remote, long: bool) -> Result<Answer, Failure> {
     let opened = Opened::open(client, &place.pool, &place.container, OpenOptions::READ).await?;
     let listed = async {
-        let fs = opened.container.mount().await?;
+        let fs = committed(&opened).await?;
         let (mut entries, mut anchor) = (Vec::new(), Some(Anchor::default()));
         while let Some(from) = anchor {
             let page = fs.list(&place.path, &from, PAGE_ENTRIES).await.map_err(daos::DaosError::from)?;
@@ -177,7 +183,7 @@ async fn list(client: &Client, place: &Remote, long: bool) -> Result<Answer, Fai
 async fn stat(client: &Client, place: &Remote) -> Result<Answer, Failure> {
     let opened = Opened::open(client, &place.pool, &place.container, OpenOptions::READ).await?;
     let found = async {
-        let fs = opened.container.mount().await?;
+        let fs = committed(&opened).await?;
         Ok(fs.lstat(&place.path).await.map_err(daos::DaosError::from)?)
     };
     let outcome = found.await;

@@ -1,0 +1,248 @@
+//! The cases, over one fabric.
+
+use std::{cell::RefCell, rc::Rc, time::Duration};
+
+use anyhow::Context;
+use daos::{At, Client, Container, Epoch, FabricChoice, IoBuffer, ObjectType, OpenOptions, random_uuid};
+use daos_bench::report::Row;
+use daos_dsm::{
+    client::ObjectAddress,
+    rpc::object::{UpdateRecord, flags},
+};
+use daos_xstream::rpc::{Call, system};
+
+use crate::{Bench, FabricName, echo::Echo, engine::Engine, idle, load};
+
+/// Keys that updates and fetches go over.
+const KEYS: u64 = 20_000;
+/// Bytes of an array that reads and writes go over.
+const ARRAY_BYTES: u64 = 256 << 20;
+
+struct Target<'a> {
+    bench: &'a Bench,
+    client: Client,
+    container: Container,
+    epoch: Epoch,
+    pid: u32,
+    fabric: FabricName,
+    echo: &'a Echo,
+}
+
+/// Measures the cases that were asked for.
+pub fn measure(bench: &Bench, engine: &Engine, fabric: FabricName, echo: &Echo) -> anyhow::Result<()> {
+    let choice = match fabric {
+        FabricName::Local => FabricChoice::Local,
+        FabricName::Tcp => FabricChoice::Network,
+    };
+    let client = engine.client(choice)?;
+    let pid = engine.pid(&client)?;
+    let label = format!("perf-{}", random_uuid(&client).simple());
+    let (pool, container, epoch) = client.block_on(async {
+        let pool = client.pool_connect(engine.pool()).await?;
+        pool.container_create(Some(&label), Default::default(), None).await?;
+        let container = pool.container_open(&label, OpenOptions::WRITE).await?;
+        let epoch = container.hold(Epoch::ZERO).await?;
+        anyhow::Ok((pool, container, epoch))
+    })?;
+    let target = Target { bench, client, container, epoch, pid, fabric, echo };
+    if bench.wants("null-rpc") {
+        target.null_rpc(engine)?;
+    }
+    for bytes in [64, 4096] {
+        for depth in [1, 16] {
+            target.values(bytes, depth)?;
+        }
+    }
+    for bytes in [64 << 10, 1 << 20] {
+        for depth in [1, 8] {
+            target.arrays(bytes, depth)?;
+        }
+    }
+    if bench.wants_any(&idle::CASES) {
+        let null = target.null_call(engine)?;
+        idle::measure(bench, &target.client, pid, fabric, null)?;
+    }
+    let Target { client, container, .. } = target;
+    client.block_on(async {
+        container.close().await?;
+        pool.container_destroy(&label, true).await?;
+        pool.disconnect().await
+    })?;
+    Ok(())
+}
+
+impl Target<'_> {
+    fn row(&self, case: &str, bytes: u64, depth: u32) -> Row {
+        Row {
+            case: case.to_owned(),
+            fabric: Some(format!("{:?}", self.fabric).to_lowercase()),
+            durable: case.ends_with("durable"),
+            value_bytes: bytes,
+            depth,
+            ..Row::default()
+        }
+    }
+
+    /// Something that makes a null call.
+    fn null_call(
+        &self,
+        engine: &Engine,
+    ) -> anyhow::Result<impl Fn() -> std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>> + use<>>
+    {
+        let endpoint = self.client.caller().endpoint().clone();
+        let wanted = if self.fabric == FabricName::Local { "local" } else { "tcp" };
+        let addresses = engine.system()?.service_addresses();
+        let address = addresses
+            .into_iter()
+            .find(|address| address.fabric() == wanted)
+            .context("the engine has no address of this fabric")?;
+        let peer = self.client.block_on(endpoint.connect(&address))?;
+        let call = Rc::new(Call { opcode: system::NULL, timeout: Duration::from_secs(5), ..Call::default() });
+        Ok(move || {
+            let (endpoint, call) = (endpoint.clone(), call.clone());
+            Box::pin(async move {
+                endpoint.call(peer, &call, &[]).await?;
+                Ok(())
+            }) as std::pin::Pin<Box<dyn Future<Output = anyhow::Result<()>>>>
+        })
+    }
+
+    fn null_rpc(&self, engine: &Engine) -> anyhow::Result<()> {
+        let goal = if self.fabric == FabricName::Local { 1.5 } else { 1.2 };
+        for depth in [1, 16] {
+            let null = self.null_call(engine)?;
+            let measured = load::run(&self.client, self.pid, self.bench.seconds, depth, move |_| null())?;
+            let row = self.row("null-rpc", 0, depth).measured(&measured);
+            self.bench.print(&match depth {
+                1 => row.latency_limit(&self.echo.name, self.echo.us(64), goal),
+                _ => row.rate_beside(&self.echo.name, 1e6 / self.echo.us(64)),
+            });
+        }
+        Ok(())
+    }
+
+    /// Updates, visible and durable, and fetches of a KV.
+    fn values(&self, bytes: usize, depth: u32) -> anyhow::Result<()> {
+        if !self.bench.wants_any(&["kv-update", "kv-update-durable", "kv-fetch"]) {
+            return Ok(());
+        }
+        let (seconds, epoch) = (self.bench.seconds, self.epoch);
+        let id = self.container.new_object_id(ObjectType::KeyValue, Some("S1"))?;
+        let kv = Rc::new(self.container.kv(id)?);
+        let name = bytes as u64;
+        let put = {
+            let kv = kv.clone();
+            move |number: u64| {
+                let kv = kv.clone();
+                async move {
+                    let value = [number as u8; 4096];
+                    Ok(kv.put(epoch, &key(number), &value[..bytes]).await?)
+                }
+            }
+        };
+        for number in 0..KEYS {
+            self.client.block_on(put(number))?;
+        }
+        if self.bench.wants("kv-update") {
+            let measured = load::run(&self.client, self.pid, seconds, depth, put)?;
+            let row = self.row("kv-update", name, depth).measured(&measured);
+            self.print_request(row, bytes, depth);
+        }
+        if self.bench.wants("kv-fetch") {
+            let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
+                let kv = kv.clone();
+                async move {
+                    let value = kv.get(At::Epoch(epoch), &key(number)).await?.value();
+                    anyhow::ensure!(value.is_some_and(|value| value.len() == bytes), "a value is missing");
+                    Ok(())
+                }
+            })?;
+            let row = self.row("kv-fetch", name, depth).measured(&measured);
+            self.print_request(row, bytes, depth);
+        }
+        if self.bench.wants("kv-update-durable") {
+            let io = self.container.handle().objects();
+            let map_version = self.container.handle().pool().map().version();
+            let at = ObjectAddress { ordinal: 0, map_version, object: id };
+            let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
+                let io = io.clone();
+                async move {
+                    let value = [number as u8; 4096];
+                    let records = [UpdateRecord::Value { key: &key(number), value: &value[..bytes] }];
+                    let flags = flags::LAST_WINS | flags::DURABLE;
+                    Ok(io.update(at, epoch, flags, b"", &records).await?)
+                }
+            })?;
+            let row = self.row("kv-update-durable", name, depth).measured(&measured);
+            let limit = "raw 4 KiB write + fdatasync";
+            self.bench.print(&match depth {
+                1 => row.latency_limit(limit, self.bench.durable_us, 1.3),
+                _ => row.rate_beside(limit, 1e6 / self.bench.durable_us),
+            });
+        }
+        Ok(())
+    }
+
+    /// Holds a request against the echo, or its goal.
+    fn print_request(&self, row: Row, bytes: usize, depth: u32) {
+        let row = match (self.fabric, depth) {
+            (FabricName::Tcp, 1) => row.latency_limit(&self.echo.name, self.echo.us(bytes), 1.3),
+            // 2.5 µs where the echo takes 0.7.
+            (FabricName::Local, 1) => row.latency_limit(&self.echo.name, self.echo.us(bytes), 3.6),
+            (FabricName::Local, _) if bytes == 64 && row.case == "kv-update" => {
+                row.rate_limit("the goal for one core", 600_000.0, 1.0)
+            }
+            _ => row.rate_beside(&self.echo.name, 1e6 / self.echo.us(bytes)),
+        };
+        self.bench.print(&row);
+    }
+
+    /// Writes and reads of a byte array.
+    fn arrays(&self, bytes: usize, depth: u32) -> anyhow::Result<()> {
+        if !self.bench.wants_any(&["array-write", "array-read"]) {
+            return Ok(());
+        }
+        let (seconds, epoch, blocks) = (self.bench.seconds, self.epoch, ARRAY_BYTES / bytes as u64);
+        let id = self.container.new_object_id(ObjectType::Array, Some("S1"))?;
+        let array = Rc::new(self.container.array(id)?);
+        for number in 0..ARRAY_BYTES >> 20 {
+            let buffer = IoBuffer::copy_of(&vec![number as u8; 1 << 20]);
+            self.client.block_on(array.write(epoch, number << 20, buffer)).1?;
+        }
+        let limit = self.bench.copy_per_s(bytes);
+        let buffers: Rc<RefCell<Vec<IoBuffer>>> = Rc::default();
+        for writes in [true, false] {
+            let case = if writes { "array-write" } else { "array-read" };
+            if !self.bench.wants(case) {
+                continue;
+            }
+            let (array, buffers) = (array.clone(), buffers.clone());
+            let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
+                let (array, buffers) = (array.clone(), buffers.clone());
+                async move {
+                    let buffer = buffers.borrow_mut().pop().unwrap_or_else(|| IoBuffer::zeroed(bytes));
+                    let offset = number % blocks * bytes as u64;
+                    let (buffer, result) = if writes {
+                        array.write(epoch, offset, buffer).await
+                    } else {
+                        let (buffer, result) = array.read(epoch, offset, buffer).await;
+                        (buffer, result.map(drop))
+                    };
+                    buffers.borrow_mut().push(buffer);
+                    Ok(result?)
+                }
+            })?;
+            let row = self.row(case, bytes as u64, depth).measured(&measured);
+            self.bench.print(&row.rate_beside("memcpy + CRC32C", limit));
+        }
+        Ok(())
+    }
+}
+
+fn key(number: u64) -> [u8; 16] {
+    let number = number % KEYS;
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    key[8..].copy_from_slice(&number.to_be_bytes());
+    key
+}

@@ -1,0 +1,78 @@
+//! The limit of a request: an echo straight over libfabric, between two processes on two cores.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, ensure};
+use daos_xstream::Address;
+use daos_xstream_ofi::pingpong::{Server, measure, pin_to_core};
+
+use crate::FabricName;
+
+const SERVER_CORE: usize = 0;
+const WARM_UP: usize = 2000;
+
+/// Median round trips over one provider.
+pub struct Echo {
+    /// Which provider.
+    pub name: String,
+    /// Microseconds by message length.
+    median_us: BTreeMap<usize, f64>,
+}
+
+impl Echo {
+    /// Measures messages of 64 bytes and 4 KiB.
+    pub fn measure(fabric: FabricName, seconds: f64) -> anyhow::Result<Self> {
+        let provider = match fabric {
+            FabricName::Local => "shm",
+            FabricName::Tcp => "tcp;ofi_rxm",
+        };
+        let mut median_us = BTreeMap::new();
+        for bytes in [64, 4096] {
+            let rounds = (seconds * if fabric == FabricName::Local { 100_000.0 } else { 20_000.0 }) as usize;
+            median_us.insert(bytes, round_trip_us(provider, bytes, rounds.max(1000))?);
+        }
+        Ok(Self { name: format!("raw libfabric echo over {provider}"), median_us })
+    }
+
+    /// Median round trip of a message of this length.
+    pub fn us(&self, bytes: usize) -> f64 {
+        self.median_us[&bytes]
+    }
+}
+
+fn place(provider: &str, port: u16) -> anyhow::Result<Option<Address>> {
+    let address = || Ok(format!("tcp://127.0.0.1:{port}").parse::<Address>()?);
+    (provider != "shm").then(address).transpose()
+}
+
+fn round_trip_us(provider: &str, bytes: usize, rounds: usize) -> anyhow::Result<f64> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut server = Command::new(program)
+        .args(["--echo-server", provider])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting the far side of an echo")?;
+    let mut name = String::new();
+    BufReader::new(server.stdout.take().context("the far side has no output")?).read_line(&mut name)?;
+    let times = measure(provider, place(provider, 1)?.as_ref(), name.trim(), bytes, WARM_UP, rounds);
+    if times.is_err() {
+        server.kill()?;
+    }
+    let status = server.wait()?;
+    let mut times = times.with_context(|| format!("echo over {provider}"))?;
+    ensure!(status.success(), "the far side of the echo over {provider} failed");
+    times.sort_unstable();
+    Ok(times[times.len() / 2].as_nanos() as f64 / 1e3)
+}
+
+/// The far side: prints its name, then answers.
+pub fn serve(provider: &str) -> anyhow::Result<()> {
+    pin_to_core(SERVER_CORE)?;
+    let server = Server::open(provider, place(provider, 0)?.as_ref())?;
+    println!("{}", server.name());
+    Ok(server.serve()?)
+}

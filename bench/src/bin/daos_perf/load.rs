@@ -1,0 +1,70 @@
+//! Keeps requests in flight for a time and measures them.
+
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use daos::Client;
+use daos_bench::{limits::nanoseconds, machine::cpu_time, meter::Measured, report::latencies};
+use daos_xstream::{Class, Env, spawn_joined};
+
+/// Part of the time that warms up and does not count.
+const WARM_UP: f64 = 0.2;
+
+/// Runs `operation` with growing numbers, `depth` at a time, for `seconds`; the CPU time is that of process `pid`.
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
+pub fn run<F: Future<Output = anyhow::Result<()>> + 'static>(
+    client: &Client,
+    pid: u32,
+    seconds: f64,
+    depth: u32,
+    operation: impl Fn(u64) -> F + 'static,
+) -> anyhow::Result<Measured> {
+    let operation = Rc::new(operation);
+    let numbers = Rc::new(Cell::new(0));
+    round(client, seconds * WARM_UP, depth, &operation, &numbers)?;
+    let cpu = cpu_time(pid)?;
+    let start = Instant::now();
+    let latencies = round(client, seconds, depth, &operation, &numbers)?;
+    let elapsed_s = start.elapsed().as_secs_f64();
+    let cpu_s = (cpu_time(pid)?.saturating_sub(cpu)).as_secs_f64();
+    Ok(Measured { operations: latencies.len(), latencies, elapsed_s, cpu_s, allocations: None })
+}
+
+#[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
+fn round<F: Future<Output = anyhow::Result<()>> + 'static>(
+    client: &Client,
+    seconds: f64,
+    depth: u32,
+    operation: &Rc<impl Fn(u64) -> F + 'static>,
+    numbers: &Rc<Cell<u64>>,
+) -> anyhow::Result<hdrhistogram::Histogram<u64>> {
+    let end = Instant::now() + Duration::from_secs_f64(seconds);
+    let tasks: Vec<_> = (0..depth)
+        .map(|_| {
+            let (operation, numbers) = (operation.clone(), numbers.clone());
+            spawn_joined(client.env().scheduler(), Class::Foreground, "load", async move {
+                let mut histogram = latencies();
+                let mut start = Instant::now();
+                while start < end {
+                    let number = numbers.get();
+                    numbers.set(number + 1);
+                    operation(number).await?;
+                    let done = Instant::now();
+                    histogram.saturating_record(nanoseconds(done - start));
+                    start = done;
+                }
+                anyhow::Ok(histogram)
+            })
+        })
+        .collect();
+    client.block_on(async {
+        let mut all = latencies();
+        for task in tasks {
+            all.add(task.await.map_err(|_| anyhow::anyhow!("a task was dropped"))??)?;
+        }
+        Ok(all)
+    })
+}

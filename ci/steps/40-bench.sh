@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Runs every case of the benchmark programs briefly and checks that each row is whole. Speed is not judged here.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+profile=${BENCH_PROFILE:-release}
+target=${CARGO_TARGET_DIR:-$PWD/target}
+cargo build --quiet --profile "$profile" -p daos-bench -p daos-engine
+programs=$target/$([ "$profile" = dev ] && echo debug || echo "$profile")
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+whole() { # PLACE CASE ...: the rows on stdin have all fields, finite and positive where they must be; each case is there
+    local place=$1 rows
+    shift
+    rows=$(cat)
+    jq -es --arg place "$place" '
+        length > 0 and all(.[];
+            (.[$place] | type == "string") and (.case | length > 0) and (.durable | type == "boolean")
+            and ([.value_bytes, .depth, .p50_us, .p99_us, .p999_us, .max_us, .cpu_us_per_op, .limit_value, .ratio] | all(type == "number" and . >= 0))
+            and (.limit_name | length > 0)
+            and (.case == "idle-cpu" or (.ops_per_s > 0 and .p50_us > 0 and .p50_us <= .p99_us and .p99_us <= .p999_us and .p999_us <= .max_us)))
+        ' <<<"$rows" >/dev/null || { echo "bench: a row is not whole:" >&2; echo "$rows" >&2; return 1; }
+    for case in "$@"; do
+        jq -es --arg case "$case" 'any(.[]; .case == $case)' <<<"$rows" >/dev/null || {
+            echo "bench: no row for $case" >&2
+            return 1
+        }
+    done
+    echo "bench: $(wc -l <<<"$rows") rows by $place, all whole"
+}
+
+values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-update-existing doc-fetch doc-fetch-batch array-update array-read"
+# shellcheck disable=SC2086
+PMEM_IS_PMEM_FORCE=1 "$programs/vos_perf" --records 2000 --seconds 0.05 --media heap --media wal --media pmem --dir "$folder" --json |
+    whole media $values durable-update block-write block-read open-after-crash
+"$programs/daos_perf" --seconds 0.05 --scratch "$folder" --json |
+    whole fabric null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle
+left=$(find "$folder" -mindepth 1)
+[ -z "$left" ] || { echo "bench: left behind: $left" >&2; exit 1; }

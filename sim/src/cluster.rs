@@ -1,0 +1,249 @@
+//! The simulated cluster: one engine of two targets, client nodes, and what both know of the run.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    time::Duration,
+};
+
+use daos_dsm::{
+    access::{Capabilities, Identity},
+    client::{Caller, ClientConfig, PoolSpec, Service},
+    rpc::control::{ContainerProperties, Label, Name},
+    service::{self, ServiceConfig},
+};
+use daos_vos::MediaKind;
+use daos_xstream::{
+    Address,
+    rpc::{Endpoint, EndpointConfig},
+};
+use daos_xstream_sim::{Config, Loss, Node, SimEnv, Simulation, Stopped};
+
+use crate::{
+    model::{HandleKey, Model},
+    violation::Rule,
+    workload,
+};
+
+/// The pool.
+pub const POOL: &str = "tank";
+const TARGETS: u32 = 2;
+/// No call of a client ends before it is answered: a run is shorter than this.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+
+/// What the seed has decided about a run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// How the world behaves.
+    pub world: Config,
+    /// Clients that work.
+    pub clients: usize,
+    /// Containers.
+    pub containers: usize,
+    /// Rounds of each client.
+    pub rounds: u32,
+    /// Faults in the safety phase.
+    pub faults: u32,
+    /// How long unused handles are kept.
+    pub grace: Duration,
+    /// Bytes of the pool.
+    pub pool_bytes: u64,
+    /// Longest pause of a client between operations.
+    pub think_us_max: u64,
+}
+
+/// One client slot: a client, in all its lives.
+#[derive(Default)]
+pub struct Slot {
+    /// Rounds left to do.
+    pub rounds: Cell<u32>,
+    /// Everything is done.
+    pub done: Cell<bool>,
+    /// Handles of this life.
+    pub handles: RefCell<Vec<HandleKey>>,
+    /// The pool handle of this life, and the container handles opened with it.
+    pub pool_handle: Cell<Option<uuid::Uuid>>,
+}
+
+/// What clients and the outside share.
+pub struct Shared {
+    /// What ought to be stored.
+    pub model: RefCell<Model>,
+    /// By slot.
+    pub slots: Vec<Slot>,
+    /// What the seed has decided.
+    pub plan: Plan,
+    /// Faults are over.
+    pub calm: Cell<bool>,
+    /// Whether operations are printed.
+    pub log: bool,
+    /// The engine is switched on, and was told to start.
+    on: Cell<bool>,
+    /// Cores of the engine that serve.
+    started: Cell<u32>,
+    engine: Address,
+}
+
+impl Shared {
+    /// Prints a line of the log.
+    #[allow(clippy::print_stderr, reason = "the log is for people who look at one seed")]
+    pub fn log(&self, line: impl FnOnce() -> String) {
+        if self.log {
+            eprintln!("{}", line());
+        }
+    }
+
+    /// The services, from a client node.
+    pub fn service(&self, env: &SimEnv) -> Service<SimEnv> {
+        let endpoint = Endpoint::of(env).unwrap_or_else(|| Endpoint::new(env, EndpointConfig::default()));
+        let config = ClientConfig {
+            attempt_timeout: Duration::from_secs(3),
+            call_timeout: FOREVER,
+            ..ClientConfig::new(Identity { uid: 1000, gid: 1000 })
+        };
+        Service::new(Caller::new(endpoint, config), vec![self.engine.clone()])
+    }
+}
+
+/// The pool's name.
+pub fn pool_name() -> Name {
+    Name::Label(POOL.parse::<Label>().expect("a label"))
+}
+
+/// The cluster.
+pub struct Cluster {
+    /// The world.
+    pub sim: Simulation,
+    /// The engine.
+    pub engine: Node,
+    /// The node that sets up and checks.
+    pub admin: Node,
+    /// Client nodes, by slot.
+    pub clients: Vec<Node>,
+    /// What all share.
+    pub shared: Rc<Shared>,
+}
+
+impl Cluster {
+    /// A cluster; nothing runs yet.
+    pub fn new(seed: u64, plan: Plan, log: bool) -> Self {
+        let sim = Simulation::new(seed, plan.world.clone());
+        let engine = sim.add_node(TARGETS);
+        let admin = sim.add_node(1);
+        let clients: Vec<Node> = (0..plan.clients).map(|_| sim.add_node(1)).collect();
+        // One more, for the admin node: it has no rounds to do.
+        let slots =
+            (0..=plan.clients).map(|_| Slot { rounds: Cell::new(plan.rounds), ..Slot::default() }).collect();
+        let shared = Rc::new(Shared {
+            model: RefCell::default(),
+            slots,
+            plan,
+            calm: Cell::new(false),
+            log,
+            on: Cell::new(false),
+            started: Cell::new(0),
+            engine: engine.address(0),
+        });
+        Self { sim, engine, admin, clients, shared }
+    }
+
+    /// Starts the engine on what its disk holds. It serves some time later.
+    pub fn start_engine(&self) {
+        if self.shared.on.replace(true) {
+            return;
+        }
+        if !self.engine.is_alive() {
+            self.engine.restart();
+        }
+        let config = ServiceConfig {
+            rank: 0,
+            fault_domain: "node0".to_owned(),
+            media: MediaKind::Wal,
+            bytes: 0,
+            trust_stated_identity: true,
+            administrators: None,
+            grace: self.shared.plan.grace,
+            // The simulated network vouches for peers; both times are the same here, so that one rule can be checked.
+            grace_verified: self.shared.plan.grace,
+            ..ServiceConfig::default()
+        };
+        let shared = Rc::downgrade(&self.shared);
+        self.engine.start(move |env| {
+            let (config, shared) = (config.clone(), shared.clone());
+            async move {
+                let endpoint = Endpoint::new(&env, EndpointConfig { rank: 0, ..EndpointConfig::default() });
+                let started = service::start(&env, &endpoint, config).await;
+                let Some(shared) = shared.upgrade() else { return };
+                match started {
+                    Ok(()) => shared.started.set(shared.started.get() + 1),
+                    Err(refusal) => {
+                        let story = format!("the engine does not start: {}", refusal.message);
+                        shared.model.borrow_mut().violate(Rule::Start, story);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Crashes the engine.
+    pub fn crash_engine(&self, loss: Loss) {
+        self.shared.log(|| format!("{:?} -- engine crashes: {loss:?}", self.sim.elapsed()));
+        self.engine.kill(loss);
+        self.shared.started.set(0);
+        self.shared.on.set(false);
+        self.shared.model.borrow_mut().crashed();
+    }
+
+    /// Makes the pool and the containers, before there is any fault.
+    pub fn set_up(&self) -> Result<(), Stopped> {
+        self.start_engine();
+        self.sim.run_until(Duration::from_secs(600), || {
+            self.shared.started.get() == TARGETS || self.shared.model.borrow().violation().is_some()
+        })?;
+        let shared = self.shared.clone();
+        let made = self.sim.block_on(&self.admin, |env| async move {
+            let service = shared.service(&env);
+            let spec =
+                PoolSpec { label: POOL.parse().ok(), bytes: shared.plan.pool_bytes, ..PoolSpec::default() };
+            service.pool_create(&spec).await?;
+            let pool = service.pool_connect(pool_name(), Capabilities::ALL).await?;
+            for number in 0..shared.plan.containers {
+                let label = format!("box{number}").parse().ok();
+                let uuid = pool.container_create(label, ContainerProperties::default(), None).await?;
+                shared.model.borrow_mut().container_made(uuid);
+            }
+            pool.disconnect().await
+        })?;
+        if let Err(error) = made {
+            let story = format!("the pool cannot be made: {error}");
+            self.shared.model.borrow_mut().violate(Rule::Start, story);
+        }
+        Ok(())
+    }
+
+    /// Starts a life of a client.
+    pub fn start_client(&self, slot: usize) {
+        if !self.clients[slot].is_alive() {
+            self.clients[slot].restart();
+        }
+        let shared = Rc::downgrade(&self.shared);
+        self.clients[slot].start(move |env| {
+            let shared = shared.clone();
+            async move {
+                if let Some(shared) = shared.upgrade() {
+                    workload::live(env, shared, slot).await;
+                }
+            }
+        });
+    }
+
+    /// Kills a client.
+    pub fn kill_client(&self, slot: usize) {
+        self.shared.log(|| format!("{:?} -- client {slot} dies", self.sim.elapsed()));
+        self.clients[slot].kill(Loss::Process);
+        let handles = self.shared.slots[slot].handles.take();
+        self.shared.slots[slot].pool_handle.set(None);
+        let mut model = self.shared.model.borrow_mut();
+        handles.into_iter().for_each(|handle| model.died(handle));
+    }
+}
