@@ -258,10 +258,10 @@ fn a_pool_handle_lives_as_long_as_a_container_handle_opened_with_it_is_used() {
         let env = client.caller.env().clone();
         let pause = |time| env.clock().sleep_until(env.clock().now() + time);
         sim.partition(&cut_off, &engine);
-        pause(Duration::from_secs(1)).await;
+        pause(Duration::from_millis(400)).await;
         sim.heal(&cut_off, &engine);
-        for _ in 0..20 {
-            pause(Duration::from_secs(1)).await;
+        for _ in 0..30 {
+            pause(Duration::from_millis(400)).await;
             handle.epoch_query().await.expect("a handle in use");
         }
         handle.pool().clone().disconnect().await.expect("the pool handle is there too");

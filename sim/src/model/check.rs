@@ -99,6 +99,11 @@ impl Model {
         }
     }
 
+    /// Whether what a handle sees of its own may vanish during a read: somebody has begun to evict it.
+    fn is_threatened(&self, view: View) -> bool {
+        matches!(view, View::Own(handle) if self.handles[handle].threatened)
+    }
+
     /// A value was read.
     pub fn read_value(
         &mut self,
@@ -109,6 +114,9 @@ impl Model {
         view: View,
         found: &Fetched,
     ) {
+        if self.is_threatened(view) {
+            return;
+        }
         let candidates = self.candidates(container, object, Place::Key(dkey, akey), epoch, view);
         let lengths: Vec<(u64, usize)> = self.lengths(container, object);
         let matches = |answer: Answer| match (answer, found) {
@@ -150,6 +158,9 @@ impl Model {
         view: View,
         (data, extents): (&[u8], &[Extent]),
     ) {
+        if self.is_threatened(view) {
+            return;
+        }
         let end = start + data.len() as u64;
         let mut cuts: BTreeSet<u64> = [start, end].into();
         cuts.extend(extents.iter().flat_map(|extent| [extent.range.start, extent.range.end]));
