@@ -171,6 +171,8 @@ pub struct Tasks {
     tasks: Rc<RefCell<Slots>>,
     sources: Rc<RefCell<Vec<Source>>>,
     ready: Arc<Ready>,
+    /// Memory of the tasks that are being run.
+    running: Rc<RefCell<Vec<usize>>>,
     /// Somebody is running the world.
     entered: Rc<Cell<bool>>,
 }
@@ -210,17 +212,25 @@ impl Ready {
         self.some.store(true, Ordering::Release);
     }
 
-    fn take(&self) -> Vec<usize> {
-        if !self.some.swap(false, Ordering::Acquire) {
-            return Vec::new();
+    /// Exchanges the queue for `empty`; both keep their memory. `false`: nothing is ready.
+    fn take(&self, empty: &mut Vec<usize>) -> bool {
+        // A load first: an exchange of a flag that is hardly ever set would cost every idle round.
+        if !self.some.load(Ordering::Relaxed) || !self.some.swap(false, Ordering::Acquire) {
+            return false;
         }
-        std::mem::take(&mut *self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+        std::mem::swap(&mut *self.queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner), empty);
+        true
     }
 }
 
 impl Tasks {
     fn run_ready(&self) -> usize {
-        let ready = self.ready.take();
+        // Out of its place while tasks run; nothing else runs meanwhile (`entered`).
+        let mut ready = self.running.take();
+        if !self.ready.take(&mut ready) {
+            self.running.replace(ready);
+            return 0;
+        }
         for slot in &ready {
             // The task is out of its slot while it runs, so that it may start others.
             let Some((task, waker)) = self.tasks.borrow_mut().take(*slot) else { continue };
@@ -233,7 +243,10 @@ impl Tasks {
                 }
             }
         }
-        ready.len()
+        let count = ready.len();
+        ready.clear();
+        self.running.replace(ready);
+        count
     }
 
     fn ask_sources(&self) -> usize {

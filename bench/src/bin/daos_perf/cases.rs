@@ -1,6 +1,11 @@
 //! The cases, over one fabric.
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    process::Command,
+    rc::Rc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use daos::{At, Client, Container, Epoch, FabricChoice, IoBuffer, ObjectType, OpenOptions, random_uuid};
@@ -130,12 +135,14 @@ impl Target<'_> {
         let id = self.container.new_object_id(ObjectType::KeyValue, Some("S1"))?;
         let kv = Rc::new(self.container.kv(id)?);
         let name = bytes as u64;
+        // What is written must differ from what is there: the store answers a repetition without work.
+        let salt = Rc::new(Cell::new(0));
         let put = {
-            let kv = kv.clone();
+            let (kv, salt) = (kv.clone(), salt.clone());
             move |number: u64| {
-                let kv = kv.clone();
+                let (kv, salt) = (kv.clone(), salt.get());
                 async move {
-                    let value = [number as u8; 4096];
+                    let value = [(number + salt) as u8; 4096];
                     Ok(kv.put(epoch, &key(number), &value[..bytes]).await?)
                 }
             }
@@ -144,9 +151,13 @@ impl Target<'_> {
             self.client.block_on(put(number))?;
         }
         if self.bench.wants("kv-update") {
+            salt.set(1);
             let measured = load::run(&self.client, self.pid, seconds, depth, put)?;
             let row = self.row("kv-update", name, depth).measured(&measured);
             self.print_request(row, bytes, depth);
+            if self.fabric == FabricName::Local && bytes == 64 && depth == 16 {
+                print_redis();
+            }
         }
         if self.bench.wants("kv-fetch") {
             let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
@@ -167,7 +178,7 @@ impl Target<'_> {
             let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
                 let io = io.clone();
                 async move {
-                    let value = [number as u8; 4096];
+                    let value = [(number + 77) as u8; 4096];
                     let records = [UpdateRecord::Value { key: &key(number), value: &value[..bytes] }];
                     let flags = flags::LAST_WINS | flags::DURABLE;
                     Ok(io.update(at, epoch, flags, b"", &records).await?)
@@ -236,6 +247,18 @@ impl Target<'_> {
             self.bench.print(&row.rate_beside("memcpy + CRC32C", limit));
         }
         Ok(())
+    }
+}
+
+/// Says what redis does with as many in flight, if it is installed. Not to the rows: it is no limit, and no goal.
+fn print_redis() {
+    let script = include_str!("../../../compare/redis.sh");
+    let output = Command::new("bash").args(["-c", script]).output();
+    let rate = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    if let Ok(rate) = rate
+        && !rate.is_empty()
+    {
+        eprintln!("    beside it: redis-benchmark with pipeline 16: {rate} SET/s");
     }
 }
 

@@ -49,7 +49,7 @@ impl Engine {
         let folder = tempfile::Builder::new().prefix("daos_perf-").tempdir_in(scratch)?;
         let program = std::env::current_exe()?.with_file_name("daos_engine");
         let process = Command::new(&program)
-            .args(["--dev", "--targets", "1", "--log", "warn", "--size", &ENGINE_BYTES.to_string(), "--dir"])
+            .args(["--dev", "--targets", "1", "--log", "error", "--size", &ENGINE_BYTES.to_string(), "--dir"])
             .arg(folder.path())
             .stdout(Stdio::null())
             .spawn()
