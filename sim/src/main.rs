@@ -1,5 +1,7 @@
 //! `sim`: runs seeds of the cluster simulator.
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
 use clap::Parser;
