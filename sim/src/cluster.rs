@@ -165,7 +165,6 @@ impl Cluster {
             grace: self.shared.plan.grace,
             // The simulated network vouches for peers; both times are the same here, so that one rule can be checked.
             grace_verified: self.shared.plan.grace,
-            ..ServiceConfig::default()
         };
         let shared = Rc::downgrade(&self.shared);
         self.engine.start(move |env| {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every case of the benchmark programs briefly and checks that each row is whole. Speed is not judged here.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/.."
 profile=${BENCH_PROFILE:-release}
 target=${CARGO_TARGET_DIR:-$PWD/target}
 cargo build --quiet --profile "$profile" -p daos-bench -p daos-engine
