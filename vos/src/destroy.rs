@@ -148,5 +148,5 @@ fn remove_extent(editor: &mut Editor<'_, '_>, holder: Holder) -> Result<(), Erro
         let block = extents::block_of(extent.start, extent.end);
         extents::remove(editor, holder, block, Epoch(extent.epoch), |_| true)?;
     }
-    Ok(())
+    extents::abandon_head(editor, holder)
 }

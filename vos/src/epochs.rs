@@ -167,10 +167,12 @@ fn age(
         }
         Entry::AkeyExtent(key, block) => {
             age_extent(editor, Holder::Akey(key), block, epoch, range, scratch)?;
+            extents::forget_note(editor, Holder::Akey(key))?;
             prune_key(editor, key)?;
         }
         Entry::ObjectExtent(object, block) => {
             age_extent(editor, Holder::Object(object), block, epoch, range, scratch)?;
+            extents::forget_note(editor, Holder::Object(object))?;
             prune_object(editor, object)?;
         }
         Entry::Dkey(dkey) => {

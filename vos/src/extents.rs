@@ -45,7 +45,7 @@ use crate::{
 
 pub(crate) use data::{ExtentSource, check_inline, locate, owner_of, recorded_checksums};
 pub(crate) use resolve::{Scratch, highest_end, resolve};
-pub(crate) use write::{NewExtent, Source, insert, remove};
+pub(crate) use write::{NewExtent, Source, abandon_head, forget_note, insert, remove};
 
 /// The smallest block that holds `start..end` (not empty, `end` ≤ 2^63), by its number.
 #[inline]

@@ -13,8 +13,10 @@
 //! # Invariants
 //!
 //! * A change that a group lists is a live record with the group's epoch and cookie, found in what the entry names; or the
-//!   entry is **stale**, because a later change of the same group replaced it. A stale entry is never the last of the
-//!   group that names its record. Entries are consumed oldest first, so whatever an entry names is alive when it is read.
+//!   entry is **stale**, because a later change of the same group replaced it.
+//! * Whatever an entry names is alive when the entry is read. For single values and punches, because a stale entry is never
+//!   the last of its group that names its record, and entries are consumed oldest first; for arrays, because the head
+//!   counts the entries that name it and stays as long as there are any.
 //! * A record that no group lists carries the flag `AGED` (aggregation took its entry).
 //! * A group without entries does not exist.
 

@@ -251,6 +251,9 @@ pub(crate) struct ArrayHead {
     pub levels: u64,
     /// Greatest epoch of any extent that was ever inserted.
     pub newest: u64,
+    /// Entries of groups that name this array and were not consumed. Some may be stale (an extent can be replaced, cut and
+    /// replaced again within its epoch), so the head, and with it what holds it, stays until the last is consumed.
+    pub notes: u64,
 }
 
 /// Header of an extent. What follows: checksums padded to 8 and bytes; or (stored) the position on the block tier and

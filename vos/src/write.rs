@@ -441,10 +441,12 @@ pub(crate) fn remove_change(editor: &mut Editor<'_, '_>, entry: Entry, epoch: Ep
         }
         Entry::AkeyExtent(key, block) => {
             extents::remove(editor, Holder::Akey(key), block, epoch, |_| true)?;
+            extents::forget_note(editor, Holder::Akey(key))?;
             prune_key(editor, key)
         }
         Entry::ObjectExtent(object, block) => {
             extents::remove(editor, Holder::Object(object), block, epoch, |_| true)?;
+            extents::forget_note(editor, Holder::Object(object))?;
             prune_object(editor, object)
         }
         Entry::Dkey(dkey) => {

@@ -55,7 +55,7 @@ fn run(extent_bytes: usize, extents: u64, rounds: u64, chunk: usize, discard: bo
 }
 
 #[test]
-#[ignore = "known failure: notes of replaced extents outlive the object that they name"]
+
 fn extents_written_over_in_their_epoch_are_discarded() {
     for extent_bytes in [64 << 10, 1 << 20] {
         for chunk in [4096, CHUNK] {

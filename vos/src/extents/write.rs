@@ -71,7 +71,7 @@ pub(crate) fn insert(
 ) -> Result<bool, Error> {
     let mut head_place: u64 = *editor.read(holder.head_place())?;
     if head_place == 0 {
-        let head = ArrayHead { extents: 0, levels: 0, newest: 0 };
+        let head = ArrayHead { extents: 0, levels: 0, newest: 0, notes: 0 };
         head_place = memory::allocate_with(editor.tx, &[head.as_bytes()])?;
         editor.write(holder.head_place(), &head_place)?;
     }
@@ -218,6 +218,8 @@ fn link(editor: &mut Editor<'_, '_>, holder: Holder, head_place: u64, place: u64
         Holder::Akey(key) => Entry::AkeyExtent(key, block),
         Holder::Object(object) => Entry::ObjectExtent(object, block),
     };
+    let notes = editor.read::<ArrayHead>(head_place)?.notes + 1;
+    editor.write(head_place + offset_of!(ArrayHead, notes) as u64, &notes)?;
     entry.note(editor, Epoch(extent.epoch), Cookie(extent.cookie))
 }
 
@@ -303,8 +305,40 @@ fn unlink(editor: &mut Editor<'_, '_>, head_place: u64, place: u64) -> Result<()
     Ok(())
 }
 
+/// One entry of a group that named the holder's array has been consumed.
+pub(crate) fn forget_note(editor: &mut Editor<'_, '_>, holder: Holder) -> Result<(), Error> {
+    let head_place: u64 = *editor.read(holder.head_place())?;
+    let corrupt = Error::Corrupt { place: "array that an entry names", position: holder.head_place() };
+    if head_place == 0 {
+        return Err(corrupt);
+    }
+    let notes = editor.read::<ArrayHead>(head_place)?.notes.checked_sub(1).ok_or(corrupt)?;
+    editor.write(head_place + offset_of!(ArrayHead, notes) as u64, &notes)?;
+    free_head_if_done(editor, holder, head_place)
+}
+
+/// Frees the head of an array that is empty and that no entry names.
+fn free_head_if_done(editor: &mut Editor<'_, '_>, holder: Holder, head_place: u64) -> Result<(), Error> {
+    let head = editor.read::<ArrayHead>(head_place)?;
+    if head.extents == 0 && head.notes == 0 {
+        memory::free(editor.tx, head_place)?;
+        editor.write(holder.head_place(), &0u64)?;
+    }
+    Ok(())
+}
+
+/// Frees the head of an empty array whatever names it: its container is being destroyed.
+pub(crate) fn abandon_head(editor: &mut Editor<'_, '_>, holder: Holder) -> Result<(), Error> {
+    let head_place: u64 = *editor.read(holder.head_place())?;
+    if head_place != 0 && editor.read::<ArrayHead>(head_place)?.extents == 0 {
+        memory::free(editor.tx, head_place)?;
+        editor.write(holder.head_place(), &0u64)?;
+    }
+    Ok(())
+}
+
 /// Removes the extent at (block, epoch) if it is there and `wanted`. The holder stays, even if it is empty then; its array
-/// head does not.
+/// head does not, unless an entry still names it.
 pub(crate) fn remove(
     editor: &mut Editor<'_, '_>,
     holder: Holder,
@@ -323,9 +357,6 @@ pub(crate) fn remove(
         return Ok(false);
     }
     unlink(editor, head_place, place)?;
-    if editor.read::<ArrayHead>(head_place)?.extents == 0 {
-        memory::free(editor.tx, head_place)?;
-        editor.write(holder.head_place(), &0u64)?;
-    }
+    free_head_if_done(editor, holder, head_place)?;
     Ok(true)
 }
