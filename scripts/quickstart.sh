@@ -98,7 +98,7 @@ printf 'copy in %s s, copy back %s s, cp -r and sync %s s: in %s x, back %s x th
 
 echo
 echo "== latencies beside the limits of this machine"
-daos_perf --pool quickstart --seconds 1
+daos_perf --seconds 0.5 --scratch "$work"
 
 echo
 echo "== stop"
