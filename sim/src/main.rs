@@ -2,7 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::process::ExitCode;
+use std::{
+    collections::BTreeMap,
+    process::ExitCode,
+    sync::{
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Instant,
+};
 
 use clap::Parser;
 use daos_sim::{Options, Outcome, run};
@@ -34,48 +43,63 @@ struct Arguments {
     /// Prints one JSON object per seed.
     #[arg(short, long)]
     json: bool,
+    /// Seeds that run at one time, each in a thread; 0: as many as there are processors.
+    #[arg(long, default_value_t = 0)]
+    jobs: usize,
+}
+
+/// Sums over seeds.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    failures: u64,
+    crashes: u64,
+    comparisons: u64,
+    virtual_ms: u64,
 }
 
 #[allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people and scripts")]
+#[allow(clippy::disallowed_methods, reason = "how fast it is, is for people; runs know virtual time only")]
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.log {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "debug".into());
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
-    let options = Options { log: arguments.log, canary: arguments.canary };
-    let seeds = match arguments.seed {
-        Some(seed) => seed..seed.saturating_add(1),
-        None => arguments.first..arguments.first.saturating_add(arguments.seeds),
-    };
-    let (mut ran, mut failures, mut crashes, mut comparisons) = (0u64, 0u64, 0u64, 0u64);
-    for seed in seeds {
-        let mut outcome = run(seed, options);
-        if arguments.twice && outcome.violation.is_none() {
-            let again = run(seed, options);
-            if again.hash != outcome.hash {
-                let story = format!("two runs of one seed: {:016x} and {:016x}", outcome.hash, again.hash);
-                println!("seed {seed}: {story}");
-                return ExitCode::FAILURE;
-            }
-        }
-        ran += 1;
-        crashes += outcome.crashes;
-        comparisons += outcome.comparisons;
-        failures += u64::from(outcome.violation.is_some());
-        report(&mut outcome, &arguments);
-        if arguments.canary && outcome.violation.is_some() {
-            println!("canary: the planted bug was found after {ran} seeds");
-            return ExitCode::SUCCESS;
-        }
+    let begun = Instant::now();
+    let mut totals = Totals::default();
+    let mut found = false;
+    let complete = each_seed(&arguments, |outcome| {
+        totals.seeds += 1;
+        totals.crashes += outcome.crashes;
+        totals.comparisons += outcome.comparisons;
+        totals.virtual_ms += outcome.virtual_ms;
+        totals.failures += u64::from(outcome.violation.is_some());
+        report(&outcome, &arguments);
+        found = arguments.canary && outcome.violation.is_some();
+        !found
+    });
+    if !complete && !found {
+        return ExitCode::FAILURE;
     }
-    let twice = if arguments.twice { ", every seed twice with the same hash" } else { "" };
+    if found {
+        println!("canary: the planted bug was found after {} seeds", totals.seeds);
+        return ExitCode::SUCCESS;
+    }
     if !arguments.json {
+        let twice = if arguments.twice { ", every seed twice with the same hash" } else { "" };
+        let Totals { seeds, failures, crashes, comparisons, virtual_ms } = totals;
         println!(
-            "{ran} seeds, {crashes} engine crashes, {comparisons} comparisons, {failures} failures{twice}"
+            "{seeds} seeds, {crashes} engine crashes, {comparisons} comparisons, {failures} failures{twice}"
+        );
+        let seconds = begun.elapsed().as_secs_f64();
+        println!(
+            "{} s of virtual time in {seconds:.1} s: {:.0} seeds/s",
+            virtual_ms / 1000,
+            seeds as f64 / seconds
         );
     }
-    match (arguments.canary, failures) {
+    match (arguments.canary, totals.failures) {
         (true, _) => {
             println!("canary: the planted bug was not found");
             ExitCode::FAILURE
@@ -85,8 +109,63 @@ fn main() -> ExitCode {
     }
 }
 
+/// Runs all seeds, and hands their outcomes on in the order of the seeds, until `next` has seen enough. False if two runs
+/// of one seed were not the same.
 #[allow(clippy::print_stdout, reason = "a program for people and scripts")]
-fn report(outcome: &mut Outcome, arguments: &Arguments) {
+fn each_seed(arguments: &Arguments, mut next: impl FnMut(Outcome) -> bool) -> bool {
+    let options = Options { log: arguments.log, canary: arguments.canary };
+    let seeds = match arguments.seed {
+        Some(seed) => seed..seed.saturating_add(1),
+        None => arguments.first..arguments.first.saturating_add(arguments.seeds),
+    };
+    let jobs = match arguments.jobs {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        jobs => jobs,
+    };
+    let unclaimed = AtomicU64::new(seeds.start);
+    let (sender, outcomes) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..jobs.min((seeds.end - seeds.start) as usize).max(1) {
+            let (sender, unclaimed) = (sender.clone(), &unclaimed);
+            scope.spawn(move || {
+                loop {
+                    let seed = unclaimed.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = run(seed, options);
+                    let again =
+                        (arguments.twice && outcome.violation.is_none()).then(|| run(seed, options).hash);
+                    if sender.send((outcome, again)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut early, mut wanted) = (BTreeMap::new(), seeds.start);
+        for (outcome, again) in outcomes {
+            early.insert(outcome.seed, (outcome, again));
+            while let Some((outcome, again)) = early.remove(&wanted) {
+                wanted += 1;
+                if let Some(again) = again.filter(|again| *again != outcome.hash) {
+                    println!(
+                        "seed {}: two runs of one seed: {:016x} and {again:016x}",
+                        outcome.seed, outcome.hash
+                    );
+                    return false;
+                }
+                if !next(outcome) {
+                    return false;
+                }
+            }
+        }
+        true
+    })
+}
+
+#[allow(clippy::print_stdout, reason = "a program for people and scripts")]
+fn report(outcome: &Outcome, arguments: &Arguments) {
     if arguments.json {
         println!("{}", serde_json::to_string(outcome).expect("plain data"));
         return;
