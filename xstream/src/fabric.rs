@@ -8,7 +8,7 @@ use std::{fmt, future::Future, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::IoBuffer;
+use crate::{FabricCounters, IoBuffer};
 
 /// A peer of this endpoint: a slot and its generation, so that a number is never used for two peers.
 /// Fabrics leave the top bit 0: [`Pair`](crate::Pair) marks its second fabric's peers with it.
@@ -111,6 +111,12 @@ pub trait Fabric: 'static {
 
     /// Finds or makes the peer at `address`. The connection itself may come about with the first message.
     fn connect(&self, address: &Address) -> impl Future<Output = Result<PeerId, FabricError>>;
+
+    /// Hands each fabric's name (`local`, `ofi`) and counters to `visit`; an endpoint that joins several calls it for each. Cheap,
+    /// but not meant for every request.
+    fn visit_counters(&self, visit: &mut dyn FnMut(&'static str, FabricCounters)) {
+        let _ = visit;
+    }
 
     /// Forgets a peer and releases everything held for it. Transfers under way end with [`FabricError::PeerGone`].
     /// Nothing of this peer is handed up afterwards, not even [`Sink::closed`]. A peer that is not known is no error.

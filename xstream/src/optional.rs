@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use crate::{Access, Address, Credentials, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink};
+use crate::{
+    Access, Address, Credentials, Fabric, FabricCounters, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink,
+};
 
 /// `None` reaches nobody and has no peer, so that a process can be built with fewer fabrics than its type allows.
 impl<F: Fabric> Fabric for Option<F> {
@@ -18,6 +20,12 @@ impl<F: Fabric> Fabric for Option<F> {
             None => Err(FabricError::Unreachable(format!(
                 "{address} (this process was started without that fabric)"
             ))),
+        }
+    }
+
+    fn visit_counters(&self, visit: &mut dyn FnMut(&'static str, FabricCounters)) {
+        if let Some(fabric) = self {
+            fabric.visit_counters(visit);
         }
     }
 

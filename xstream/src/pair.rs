@@ -3,7 +3,8 @@
 use std::{cell::Cell, future::Future};
 
 use crate::{
-    Access, Address, Credentials, Either, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink,
+    Access, Address, Credentials, Either, Fabric, FabricCounters, FabricError, IoBuffer, PeerId,
+    RemoteBuffer, Sink,
     combine::Either::{First, Second},
 };
 
@@ -74,6 +75,11 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
         } else {
             self.second.connect(address).await.map(|peer| PeerId(peer.0 | SECOND))
         }
+    }
+
+    fn visit_counters(&self, visit: &mut dyn FnMut(&'static str, FabricCounters)) {
+        self.first.visit_counters(visit);
+        self.second.visit_counters(visit);
     }
 
     fn disconnect(&self, peer: PeerId) {

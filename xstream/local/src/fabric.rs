@@ -11,7 +11,8 @@ use std::{
 };
 
 use daos_xstream::{
-    Access, Address, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Sink, Time,
+    Access, Address, Credentials, Fabric, FabricCounters, FabricError, IoBuffer, Park, PeerId, RemoteBuffer,
+    Sink, Time,
 };
 use rustix::{event::epoll, io::Errno};
 use zerocopy::IntoBytes;
@@ -240,8 +241,8 @@ impl Inner {
             self.awake.borrow_mut().retain(|other| other.id != id);
             let mut counters = self.counters.borrow_mut();
             counters.peers -= 1;
-            counters.gone += 1;
             if report {
+                counters.gone += 1;
                 self.ended.borrow_mut().push_back(id);
             }
         }
@@ -302,6 +303,7 @@ impl Inner {
                     let rung = peer.ring(popped.doorbell);
                     let mut counters = self.counters.borrow_mut();
                     counters.messages_received += 1;
+                    counters.message_bytes_received += popped.length as u64;
                     counters.doorbells_sent += rung;
                     drop(counters);
                     sink.message(peer.id, &buffer.as_bytes()[..popped.length]);
@@ -353,6 +355,7 @@ impl Inner {
     fn transfer(
         &self,
         id: PeerId,
+        direction: Access,
         bytes: usize,
         slice: impl FnOnce(&Peer) -> Result<(), FabricError>,
     ) -> Result<(), FabricError> {
@@ -364,7 +367,10 @@ impl Inner {
         })?;
         let mut counters = self.counters.borrow_mut();
         match result {
-            Ok(()) => counters.bulk_bytes += bytes as u64,
+            Ok(()) => match direction {
+                Access::Read => counters.bulk_bytes_read += bytes as u64,
+                Access::Write => counters.bulk_bytes_written += bytes as u64,
+            },
             Err(FabricError::NotExposed) => counters.not_exposed += 1,
             Err(_) => {}
         }
@@ -407,6 +413,10 @@ impl Fabric for LocalFabric {
         self.0.connect(Place::parse(address)?).await
     }
 
+    fn visit_counters(&self, visit: &mut dyn FnMut(&'static str, FabricCounters)) {
+        visit("local", self.counters().into());
+    }
+
     fn disconnect(&self, peer: PeerId) {
         self.0.forget(peer, false);
     }
@@ -438,6 +448,7 @@ impl Fabric for LocalFabric {
         match pushed {
             Ok(rung) => {
                 counters.messages_sent += 1;
+                counters.message_bytes_sent += length as u64;
                 counters.doorbells_sent += rung;
                 Ok(())
             }
@@ -512,7 +523,7 @@ impl Fabric for LocalFabric {
         async move {
             let bytes = buffer.as_mut_slice();
             let result = in_slices(bytes.len(), |start, end| {
-                inner.transfer(peer, end - start, |peer| {
+                inner.transfer(peer, Access::Read, end - start, |peer| {
                     let skip = skip.checked_add(start as u64).ok_or(FabricError::NotExposed)?;
                     engine_read(&peer.region, remote, skip, &mut bytes[start..end])
                 })
@@ -533,7 +544,7 @@ impl Fabric for LocalFabric {
         async move {
             let bytes = buffer.as_slice();
             let result = in_slices(bytes.len(), |start, end| {
-                inner.transfer(peer, end - start, |peer| {
+                inner.transfer(peer, Access::Write, end - start, |peer| {
                     let skip = skip.checked_add(start as u64).ok_or(FabricError::NotExposed)?;
                     engine_write(&peer.region, remote, skip, &bytes[start..end])
                 })

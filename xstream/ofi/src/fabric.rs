@@ -9,7 +9,8 @@ use std::{
 };
 
 use daos_xstream::{
-    Access, Address, Credentials, Fabric, FabricError, IoBuffer, Park, PeerId, RemoteBuffer, Rng, Sink, Time,
+    Access, Address, Credentials, Fabric, FabricCounters, FabricError, IoBuffer, Park, PeerId, RemoteBuffer,
+    Rng, Sink, Time,
 };
 
 use crate::{
@@ -223,6 +224,10 @@ impl Fabric for OfiFabric {
             }
             Poll::Pending
         })
+    }
+
+    fn visit_counters(&self, visit: &mut dyn FnMut(&'static str, FabricCounters)) {
+        visit("ofi", self.counters().into());
     }
 
     fn disconnect(&self, peer: PeerId) {

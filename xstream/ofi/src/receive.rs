@@ -123,6 +123,7 @@ impl Inner {
         match message {
             Message::Data(body) => {
                 state.counters.messages_received += 1;
+                state.counters.message_bytes_received += body.len() as u64;
                 if let Some(peer) = state.peers.get_mut(id) {
                     peer.known = true;
                 }
@@ -139,6 +140,7 @@ impl Inner {
 
     #[cold]
     fn establish(&self, state: &mut State, id: PeerId) {
+        state.counters.peers_established += 1;
         if let Some(predecessor) = state.peers.establish(id) {
             self.close_peer(state, predecessor, false, true);
         }

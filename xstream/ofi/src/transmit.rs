@@ -43,6 +43,7 @@ impl Inner {
         match self.put(state, id, &[&header], parts) {
             Ok(()) => {
                 state.counters.messages_sent += 1;
+                state.counters.message_bytes_sent += length as u64;
                 Ok(())
             }
             Err(AGAIN) => {
@@ -244,6 +245,10 @@ impl Inner {
         let (peer, waker, abandoned) = (transfer.peer, transfer.waker.take(), transfer.abandoned);
         if result.is_ok() {
             state.counters.transfers_done += 1;
+            match transfer.direction {
+                Direction::Read => state.counters.bytes_read += transfer.buffer.len() as u64,
+                Direction::Write => state.counters.bytes_written += transfer.buffer.len() as u64,
+            }
         } else {
             state.counters.transfers_failed += 1;
         }

@@ -88,7 +88,7 @@ pub struct Engine {
     pub path: PathBuf,
     stop: Arc<AtomicBool>,
     counters: Arc<Mutex<LocalCounters>>,
-    thread: Option<JoinHandle<u64>>,
+    thread: Option<JoinHandle<(u64, LocalCounters)>>,
 }
 
 impl Engine {
@@ -113,7 +113,7 @@ impl Engine {
                     idle = 0;
                 }
             }
-            services.closed
+            (services.closed, fabric.counters())
         });
         is_ready.recv().unwrap();
         Self { path, stop, counters, thread: Some(thread) }
@@ -132,8 +132,8 @@ impl Engine {
         }
     }
 
-    /// Stops it; returns how many peers were reported as closed.
-    pub fn stop(mut self) -> u64 {
+    /// Stops it; returns how many peers were reported as closed, and what it had counted then.
+    pub fn stop(mut self) -> (u64, LocalCounters) {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().unwrap().join().unwrap()
     }

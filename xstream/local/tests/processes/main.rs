@@ -47,6 +47,16 @@ fn holdings() -> Holdings {
     }
 }
 
+/// Waits until this process holds what it held before. The ends of clients are noticed one after the other; what is not given back
+/// until the deadline is lost.
+fn expect_holdings(before: &Holdings) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while holdings() != *before {
+        assert!(Instant::now() < deadline, "held now: {:?}, held before: {before:?}", holdings());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn resident_kilobytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -67,19 +77,25 @@ fn five_hundred_clients_are_killed_under_load() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let mut dice = Dice(20);
+    let before = holdings();
     // The allocator's and the tables' own growth is not a leak.
     kill_clients(&engine, 20, &mut dice);
-    let (before, resident) = (holdings(), resident_kilobytes());
+    let resident = resident_kilobytes();
     let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, seed)).collect();
     kill_clients(&engine, 500, &mut dice);
     honest.into_iter().for_each(expect_success);
     let counters = engine.wait_until(|counters| counters.peers == 0);
     assert!(counters.connected > 200, "most clients came far enough to be worth killing: {counters:?}");
     assert_eq!(counters.liars, 0, "a dying client is no liar: {counters:?}");
-    assert_eq!(holdings(), before);
+    expect_holdings(&before);
     let grown = resident_kilobytes().saturating_sub(resident);
     assert!(grown < 4096, "{grown} KiB more than before");
-    assert_eq!(engine.stop(), counters.connected, "each end is reported once");
+    let (reported, counters) = engine.stop();
+    assert_eq!(
+        (reported, counters.gone),
+        (counters.connected, counters.connected),
+        "each end is reported once"
+    );
 }
 
 /// Starts `count` clients, eight at a time, and kills each at a random moment.
@@ -89,7 +105,10 @@ fn kill_clients(engine: &Engine, count: u64, dice: &mut Dice) {
     while started < count || !living.is_empty() {
         while living.len() < 8 && started < count {
             started += 1;
-            let life = Duration::from_micros(3000 + dice.below(40_000));
+            // Longer while the machine is so slow that most die before they have connected.
+            let connected = engine.wait_until(|_| true).connected;
+            let slowness = (1 + started / (connected + 1)).min(20) as u32;
+            let life = Duration::from_micros(3000 + dice.below(40_000)) * slowness;
             living.push((Instant::now() + life, start("victim", engine, 1000 + started)));
         }
         living.retain_mut(|(end, child)| {
@@ -124,7 +143,7 @@ fn stopped_and_deaf_clients_hold_nobody_up() {
         child.wait().unwrap();
     }
     engine.wait_until(|counters| counters.peers == 0);
-    assert_eq!(holdings(), before);
+    expect_holdings(&before);
     engine.stop();
 }
 
@@ -141,7 +160,7 @@ fn clients_that_scribble_harm_only_themselves() {
     let counters = engine.wait_until(|counters| counters.peers == 0);
     assert!(counters.liars > 50, "the lies were found out: {counters:?}");
     assert!(counters.not_exposed > 50, "the keys were checked: {counters:?}");
-    assert_eq!(holdings(), before);
+    expect_holdings(&before);
     let grown = resident_kilobytes().saturating_sub(resident);
     assert!(grown < 8192, "{grown} KiB more than before: {counters:?}");
     engine.stop();
@@ -232,7 +251,7 @@ fn connections_that_say_nothing_or_nonsense_keep_nobody_out() {
     drop(fabric);
     // The engine sees the last silent connections end only when it looks.
     engine.wait_until(|counters| counters.peers == 0 && counters.refused == 300);
-    assert_eq!(holdings(), before);
+    expect_holdings(&before);
     engine.stop();
 }
 
