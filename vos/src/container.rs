@@ -18,12 +18,13 @@ use crate::{
     blocks::{Pins, Reservation},
     destroy,
     editor::Editor,
-    epochs,
+    epochs::{self, SliceSize},
     error::from_heap,
     extents::Scratch,
     memory,
     read::{FetchRequest, View, objects_place},
     records::{ContainerRecord, Counts},
+    sweep::Sweep,
     write::{self, Terms},
 };
 
@@ -106,7 +107,7 @@ impl<E: Env> Container<E> {
     ) -> Result<Sealed, Error> {
         self.check()?;
         let terms = Terms { epoch, writer, conflict };
-        self.edit(|editor| write::punch(editor, object, terms, punch)).map(|((), sealed)| sealed)
+        self.edit_reserved(|editor| write::punch(editor, object, terms, punch)).map(|((), sealed)| sealed)
     }
 
     /// Sets the upper layer's metadata of an object that exists: at most 64 bytes, not versioned, gone with the object.
@@ -130,6 +131,17 @@ impl<E: Env> Container<E> {
             })
         });
         result.map_err(|error| failure.take().unwrap_or_else(|| error.into()))
+    }
+
+    /// As [`edit`](Self::edit), for changes that give space back in the end: they may use the heap's reserve.
+    fn edit_reserved<R>(
+        &self,
+        change: impl FnOnce(&mut Editor<'_, '_>) -> Result<R, Error>,
+    ) -> Result<(R, Sealed), Error> {
+        self.edit(|editor| {
+            editor.tx.use_reserve();
+            change(editor)
+        })
     }
 
     /// One transaction of the heap over this container: undone if `change` fails.
@@ -316,7 +328,7 @@ impl<E: Env> Container<E> {
     /// first slice is durable the rest is done when the pool is opened. Durable changes of others are not touched.
     pub async fn discard(&self, cookie: Cookie, range: EpochRange) -> Result<Sealed, Error> {
         self.check()?;
-        let (found, sealed) = self.edit(|editor| epochs::begin_discard(editor, cookie, range))?;
+        let (found, sealed) = self.edit_reserved(|editor| epochs::begin_discard(editor, cookie, range))?;
         if !found {
             return Ok(sealed);
         }
@@ -327,7 +339,7 @@ impl<E: Env> Container<E> {
         loop {
             self.0.pool.between_slices().await?;
             self.check()?;
-            let (more, sealed) = self.edit(epochs::discard_slice)?;
+            let (more, sealed) = self.edit_slice(epochs::discard_slice)?;
             if !more {
                 return Ok(sealed);
             }
@@ -338,21 +350,41 @@ impl<E: Env> Container<E> {
     /// and no reader needs. Resumable: after a crash, call it again.
     pub async fn aggregate(&self, range: EpochRange) -> Result<Sealed, Error> {
         self.check()?;
-        let (sweep, mut sealed) = self.edit(|editor| {
-            let sweep = epochs::needs_sweep(editor, range)?;
+        let (sweep, mut sealed) = self.edit_reserved(|editor| {
             epochs::begin_aggregation(editor, range)?;
-            Ok(sweep)
+            epochs::needs_sweep(editor, range)
         })?;
         let mut more = true;
         while more {
             self.0.pool.between_slices().await?;
             self.check()?;
             let mut scratch = self.0.scratch.borrow_mut();
-            (more, sealed) = self.edit(|editor| epochs::aggregate_slice(editor, range, &mut scratch))?;
+            (more, sealed) =
+                self.edit_slice(|editor, size| epochs::aggregate_slice(editor, range, size, &mut scratch))?;
         }
-        let _ = sweep;
-        let ((), last) = self.edit(|editor| epochs::end_aggregation(editor, range))?;
+        let mut sweep = sweep.then(|| Sweep::new(range));
+        while let Some(at) = sweep.take() {
+            self.0.pool.between_slices().await?;
+            self.check()?;
+            let mut scratch = self.0.scratch.borrow_mut();
+            (sweep, sealed) = self.edit_slice(|editor, size| at.slice(editor, size, &mut scratch))?;
+        }
+        let ((), last) = self.edit_reserved(|editor| epochs::end_aggregation(editor, range))?;
         Ok(last.max(sealed))
+    }
+
+    /// One transaction of long work, made smaller until log and arena take it.
+    fn edit_slice<R>(
+        &self,
+        mut slice: impl FnMut(&mut Editor<'_, '_>, SliceSize) -> Result<R, Error>,
+    ) -> Result<(R, Sealed), Error> {
+        let mut size = SliceSize::WHOLE;
+        loop {
+            match self.edit_reserved(|editor| slice(editor, size)) {
+                Err(error) => size = size.smaller(&error).ok_or(error)?,
+                done => return done,
+            }
+        }
     }
 
     /// Removes everything, in slices.
@@ -360,7 +392,7 @@ impl<E: Env> Container<E> {
         let mut more = true;
         while more {
             self.0.pool.between_slices().await?;
-            (more, _) = self.edit(destroy::slice)?;
+            (more, _) = self.edit_slice(destroy::slice)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use daos_types::{Cookie, Epoch, EpochRange, KeyOrder, ObjectType};
 use crate::{
     Error,
     editor::Editor,
+    epochs::SliceSize,
     extents::{self, Holder},
     groups, keys,
     keys::{prune_key, prune_object},
@@ -19,14 +20,11 @@ use crate::{
     versions,
 };
 
-/// Records that one slice removes.
-const SLICE_RECORDS: usize = 64;
-
 /// Removes some of what is left. Says whether there is more.
-pub(crate) fn slice(editor: &mut Editor<'_, '_>) -> Result<bool, Error> {
+pub(crate) fn slice(editor: &mut Editor<'_, '_>, size: SliceSize) -> Result<bool, Error> {
     // Groups first: their entries name records, and nothing may read them once these go.
     let by_epoch = editor.container_field(offset_of!(ContainerRecord, by_epoch));
-    for _ in 0..SLICE_RECORDS {
+    for _ in 0..size.entries {
         let root: u64 = *editor.read(by_epoch)?;
         let from = (Epoch::ZERO, Cookie(0));
         let Some(group) = groups::next_by_epoch(editor.heap(), root, from, EpochRange::ALL)? else { break };
@@ -42,7 +40,7 @@ pub(crate) fn slice(editor: &mut Editor<'_, '_>) -> Result<bool, Error> {
         Ok(editor.read::<Boundary>(note)?.next)
     })?;
     let objects = editor.container_field(offset_of!(ContainerRecord, objects));
-    for _ in 0..SLICE_RECORDS {
+    for _ in 0..size.entries {
         match first(editor, Objects, *editor.read(objects)?)? {
             None => return Ok(false),
             Some(object) => remove_from_object(editor, object)?,

@@ -43,6 +43,8 @@ pub(crate) struct Editor<'t, 'h> {
     space: Option<&'t SpaceMap>,
     /// What the transaction frees there.
     pub freed: Vec<Freed>,
+    /// Bytes that trimming and merging have written: what a slice of aggregation is measured by.
+    pub compacted_bytes: u64,
 }
 
 impl<'t, 'h> Editor<'t, 'h> {
@@ -65,6 +67,7 @@ impl<'t, 'h> Editor<'t, 'h> {
             published: Vec::new(),
             space,
             freed: Vec::new(),
+            compacted_bytes: 0,
         }
     }
 

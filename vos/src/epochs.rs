@@ -7,6 +7,9 @@
 //! * Aggregation needs no note: it consumes the entries of the groups in its range one by one, and a slice that is lost
 //!   is done again.
 //! * After every slice, a read at an epoch outside `[low, high)` answers as before.
+//! * What an earlier aggregation kept within the range, for a snapshot that is gone, is listed by no group: a sweep looks
+//!   for it ([`crate::sweep`]). The ends of earlier ranges ([`Boundary`]) say whether there can be any; they go with the
+//!   last step only, so that an aggregation that a crash cut short is swept again.
 
 use std::{mem::offset_of, ops::ControlFlow, ops::Range};
 
@@ -16,7 +19,7 @@ use zerocopy::IntoBytes;
 use crate::{
     Error,
     editor::Editor,
-    extents::{self, Holder, Scratch},
+    extents::{self, Holder, Scratch, compact},
     groups::{self, Entry},
     keys::{self, dkey_punches, prune_key, prune_object, punched_at},
     memory,
@@ -51,7 +54,7 @@ pub(crate) fn begin_discard(
 }
 
 /// Does a slice of the discard that was noted last. Says whether there is more to do for any discard.
-pub(crate) fn discard_slice(editor: &mut Editor<'_, '_>) -> Result<bool, Error> {
+pub(crate) fn discard_slice(editor: &mut Editor<'_, '_>, size: SliceSize) -> Result<bool, Error> {
     let place = editor.container_field(offset_of!(ContainerRecord, discards));
     let note: u64 = *editor.read(place)?;
     if note == 0 {
@@ -60,7 +63,7 @@ pub(crate) fn discard_slice(editor: &mut Editor<'_, '_>) -> Result<bool, Error> 
     let PendingDiscard { next, cookie, low, high } = *editor.read(note)?;
     let range = EpochRange { low: Epoch(low), high: Epoch(high) };
     let by_cookie = editor.container_field(offset_of!(ContainerRecord, by_cookie));
-    for _ in 0..SLICE_ENTRIES {
+    for _ in 0..size.entries {
         let root: u64 = *editor.read(by_cookie)?;
         let Some(group) = groups::next_by_cookie(editor.heap(), root, Cookie(cookie), range)? else {
             memory::free(editor.tx, note)?;
@@ -79,19 +82,27 @@ pub(crate) fn discard_slice(editor: &mut Editor<'_, '_>) -> Result<bool, Error> 
     Ok(true)
 }
 
-/// Notes that `range` is being aggregated: from now on there may be records that no group lists.
+/// Notes that `range` is being aggregated: from now on there may be records that no group lists, on both sides of its
+/// lower end.
 pub(crate) fn begin_aggregation(editor: &mut Editor<'_, '_>, range: EpochRange) -> Result<(), Error> {
+    if range.low.0 > 1 {
+        add_boundary(editor, range.low.0 - 1)?;
+    }
+    add_boundary(editor, range.high.0)
+}
+
+fn add_boundary(editor: &mut Editor<'_, '_>, high: u64) -> Result<(), Error> {
     let place = editor.container_field(offset_of!(ContainerRecord, boundaries));
     let first: u64 = *editor.read(place)?;
     let mut at = first;
     while at != 0 {
         let boundary: Boundary = *editor.read(at)?;
-        if boundary.high == range.high.0 {
+        if boundary.high == high {
             return Ok(());
         }
         at = boundary.next;
     }
-    let boundary = Boundary { next: first, high: range.high.0 };
+    let boundary = Boundary { next: first, high };
     let boundary = memory::allocate_with(editor.tx, &[boundary.as_bytes()])?;
     editor.write(place, &boundary)
 }
@@ -114,27 +125,59 @@ pub(crate) fn end_aggregation(editor: &mut Editor<'_, '_>, range: EpochRange) ->
     }
 }
 
-/// Whether an earlier aggregation ended inside `range`: what it kept is listed by no group, and has to be looked for.
+/// Whether there can be two records of one key or byte in `range` that no group lists, because earlier aggregations kept
+/// both. One earlier end in the range is not enough for that: below it each key has one, which goes when the group of a
+/// newer one is met.
 pub(crate) fn needs_sweep(editor: &Editor<'_, '_>, range: EpochRange) -> Result<bool, Error> {
     let mut at: u64 = *editor.read(editor.container_field(offset_of!(ContainerRecord, boundaries)))?;
+    let mut inside = 0;
     while at != 0 {
         let boundary: Boundary = *editor.read(at)?;
-        if range.low.0 <= boundary.high && boundary.high < range.high.0 {
-            return Ok(true);
+        if range.low.0 <= boundary.high && boundary.high <= range.high.0 {
+            inside += 1;
         }
         at = boundary.next;
     }
-    Ok(false)
+    Ok(inside > 1)
 }
+
+/// How much one slice may do. It starts with much; a slice that log or arena cannot take is done again with less.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SliceSize {
+    /// Entries dealt with.
+    pub entries: usize,
+    /// Whether extents are trimmed and merged, which may need space before it gives any.
+    pub compact: bool,
+}
+
+impl SliceSize {
+    pub const WHOLE: Self = Self { entries: SLICE_ENTRIES, compact: true };
+
+    /// The next smaller one, if there is one, after `error`.
+    pub fn smaller(self, error: &Error) -> Option<Self> {
+        match error {
+            Error::TooLarge if self.entries > 1 => Some(Self { entries: self.entries / 8, ..self }),
+            Error::TooLarge | Error::NoSpace(_) if self.compact => Some(Self { compact: false, ..self }),
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of trimming and merging after which a slice ends.
+const SLICE_COMPACTED_BYTES: u64 = 8 << 10;
 
 /// Does a slice of aggregation. Says whether there is more to do.
 pub(crate) fn aggregate_slice(
     editor: &mut Editor<'_, '_>,
     range: EpochRange,
+    size: SliceSize,
     scratch: &mut Scratch,
 ) -> Result<bool, Error> {
     let by_epoch = editor.container_field(offset_of!(ContainerRecord, by_epoch));
-    for _ in 0..SLICE_ENTRIES {
+    for _ in 0..size.entries {
+        if editor.compacted_bytes >= SLICE_COMPACTED_BYTES {
+            break;
+        }
         let root: u64 = *editor.read(by_epoch)?;
         let from = (range.low, Cookie(0));
         let Some(group) = groups::next_by_epoch(editor.heap(), root, from, range)? else { return Ok(false) };
@@ -143,7 +186,7 @@ pub(crate) fn aggregate_slice(
             continue;
         };
         let epoch = Epoch(editor.read::<Group>(group)?.epoch);
-        if !age(editor, entry, epoch, range, scratch)? {
+        if !age(editor, entry, epoch, (range, size), scratch)? {
             // The entry was too much for one slice; it is met again.
             return Ok(true);
         }
@@ -157,7 +200,7 @@ fn age(
     editor: &mut Editor<'_, '_>,
     entry: Entry,
     epoch: Epoch,
-    range: EpochRange,
+    (range, size): (EpochRange, SliceSize),
     scratch: &mut Scratch,
 ) -> Result<bool, Error> {
     match entry {
@@ -166,12 +209,12 @@ fn age(
             prune_key(editor, key)?;
         }
         Entry::AkeyExtent(key, block) => {
-            age_extent(editor, Holder::Akey(key), block, epoch, range, scratch)?;
+            age_extent(editor, (Holder::Akey(key), block, epoch), (range, size), scratch)?;
             extents::forget_note(editor, Holder::Akey(key))?;
             prune_key(editor, key)?;
         }
         Entry::ObjectExtent(object, block) => {
-            age_extent(editor, Holder::Object(object), block, epoch, range, scratch)?;
+            age_extent(editor, (Holder::Object(object), block, epoch), (range, size), scratch)?;
             extents::forget_note(editor, Holder::Object(object))?;
             prune_object(editor, object)?;
         }
@@ -182,7 +225,7 @@ fn age(
                 (keys::object_of_key(editor.heap(), dkey)?, Some(dkey)),
                 place,
                 epoch,
-                range,
+                (range, size),
             )? {
                 return Ok(false);
             }
@@ -190,7 +233,7 @@ fn age(
         }
         Entry::Object(object) => {
             let place = object + offset_of!(ObjectRecord, punches) as u64;
-            if !age_punch(editor, (object, None), place, epoch, range)? {
+            if !age_punch(editor, (object, None), place, epoch, (range, size))? {
                 return Ok(false);
             }
             prune_object(editor, object)?;
@@ -217,7 +260,12 @@ fn punched_above(editor: &Editor<'_, '_>, holder: Holder, epoch: Epoch) -> Resul
     Ok(hidden)
 }
 
-fn age_version(editor: &mut Editor<'_, '_>, key: u64, epoch: Epoch, range: EpochRange) -> Result<(), Error> {
+pub(crate) fn age_version(
+    editor: &mut Editor<'_, '_>,
+    key: u64,
+    epoch: Epoch,
+    range: EpochRange,
+) -> Result<(), Error> {
     let root_place = key + offset_of!(KeyRecord, root) as u64;
     let at = |editor: &Editor<'_, '_>, epoch: u64| -> Result<Option<(u64, Version)>, Error> {
         let place = tree::floor(editor.heap(), Versions, *editor.read(root_place)?, epoch.into())?;
@@ -244,15 +292,16 @@ fn age_version(editor: &mut Editor<'_, '_>, key: u64, epoch: Epoch, range: Epoch
         versions::remove_if(editor, key, epoch, |_| true)?;
         return Ok(());
     }
-    editor.write(place + offset_of!(Version, flags) as u64, &(version.flags | AGED))
+    if version.flags & AGED == 0 {
+        editor.write(place + offset_of!(Version, flags) as u64, &(version.flags | AGED))?;
+    }
+    Ok(())
 }
 
-fn age_extent(
+pub(crate) fn age_extent(
     editor: &mut Editor<'_, '_>,
-    holder: Holder,
-    block: u64,
-    epoch: Epoch,
-    range: EpochRange,
+    (holder, block, epoch): (Holder, u64, Epoch),
+    (range, size): (EpochRange, SliceSize),
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
     let head_place: u64 = *editor.read(holder.head_place())?;
@@ -263,11 +312,12 @@ fn age_extent(
     let probe = Probe::number(u128::from(block) << 64 | u128::from(epoch.0));
     let Some(place) = tree::get(editor.heap(), Extents, head.extents, &probe)? else { return Ok(()) };
     let extent: Extent = *editor.read(place)?;
-    if is_hidden(editor, holder, &head, place, range.high, scratch)? {
+    let floor = punched_above(editor, holder, range.high)?;
+    if is_hidden(editor, floor, &head, place, range.high, scratch)? {
         extents::remove(editor, holder, block, epoch, |_| true)?;
         return Ok(());
     }
-    // What earlier aggregations kept in the range may be hidden by this one.
+    // What earlier aggregations kept in the range may be hidden by this one, or a part of it.
     let whole = extent.start..extent.end;
     extents::resolve(editor.heap(), Some(&head), whole.clone(), (range.low.0, epoch.0 - 1), scratch)?;
     let mut older: Vec<u64> = scratch.segments.iter().map(|segment| segment.extent).collect();
@@ -275,34 +325,54 @@ fn age_extent(
     older.dedup();
     for other in older.into_iter().filter(|&other| other != 0) {
         let record: Extent = *editor.read(other)?;
+        if record.flags & AGED == 0 {
+            continue;
+        }
         let head: ArrayHead = *editor.read(head_place)?;
-        if record.flags & AGED != 0 && is_hidden(editor, holder, &head, other, range.high, scratch)? {
+        if is_hidden(editor, floor, &head, other, range.high, scratch)? {
             let block = extents::block_of(record.start, record.end);
             extents::remove(editor, holder, block, Epoch(record.epoch), |_| true)?;
+        } else if size.compact {
+            compact::trim(editor, holder, other, range.high.0, scratch)?;
         }
     }
     if extent.flags & PUNCHED != 0 {
+        // Punches below it hide what it would; only data makes it needed.
         let head: ArrayHead = *editor.read(head_place)?;
         extents::resolve(editor.heap(), Some(&head), whole, (0, epoch.0 - 1), scratch)?;
-        if scratch.segments.iter().all(|segment| segment.extent == 0) {
+        let mut needed = false;
+        for segment in scratch.segments.iter().filter(|segment| segment.extent != 0) {
+            needed |= editor.read::<Extent>(segment.extent)?.flags & PUNCHED == 0;
+        }
+        if !needed {
             extents::remove(editor, holder, block, epoch, |_| true)?;
             return Ok(());
         }
     }
-    editor.write(place + offset_of!(Extent, flags) as u64, &(extent.flags | AGED))
+    compact::mark_aged(editor, place)?;
+    if size.compact {
+        let pieces = compact::trim(editor, holder, place, range.high.0, scratch)?;
+        let starts =
+            pieces.map_or_else(|| vec![extent.start], |pieces| pieces.iter().map(|p| p.start).collect());
+        for start in starts {
+            let epochs = (range.low.0, range.high.0);
+            compact::merge(editor, holder, start, epochs, floor, scratch)?;
+        }
+    }
+    Ok(())
 }
 
-/// Whether no byte of the extent at `place` is visible at `epoch`.
+/// Whether no byte of the extent at `place` is visible at `epoch`, at which `floor` is the newest punch above it.
 fn is_hidden(
     editor: &Editor<'_, '_>,
-    holder: Holder,
+    floor: u64,
     head: &ArrayHead,
     place: u64,
     epoch: Epoch,
     scratch: &mut Scratch,
 ) -> Result<bool, Error> {
     let extent: &Extent = editor.read(place)?;
-    if punched_above(editor, holder, epoch)? > extent.epoch {
+    if floor > extent.epoch {
         return Ok(true);
     }
     let range = extent.start..extent.end;
@@ -315,7 +385,7 @@ fn age_punch(
     below: (u64, Option<u64>),
     place: u64,
     epoch: Epoch,
-    range: EpochRange,
+    (range, size): (EpochRange, SliceSize),
 ) -> Result<bool, Error> {
     let root: u64 = *editor.read(place)?;
     let probe = Probe::number(epoch.0.into());
@@ -323,7 +393,7 @@ fn age_punch(
     let mut obsolete = punched_at(editor.heap(), root, range.high)? > epoch.0;
     if !obsolete {
         let hidden = range.low.0..epoch.0;
-        if sweep_below(editor, below, hidden)? == SLICE_ENTRIES {
+        if sweep_below(editor, below, hidden, size.entries)? == size.entries {
             return Ok(false);
         }
         // Everything older is gone, so the punch hides nothing. Above a snapshot it may still.
@@ -347,14 +417,20 @@ enum Aged {
     Extent(Holder, u64, u64),
 }
 
-/// Removes up to a slice of aged records with epochs in `epochs` below an object, or below one of its dkeys. Returns how
+struct Found {
+    aged: Vec<Aged>,
+    limit: usize,
+}
+
+/// Removes up to `limit` aged records with epochs in `epochs` below an object, or below one of its dkeys. Returns how
 /// many it removed.
 fn sweep_below(
     editor: &mut Editor<'_, '_>,
     (object, dkey): (u64, Option<u64>),
     epochs: Range<u64>,
+    limit: usize,
 ) -> Result<usize, Error> {
-    let mut found = Vec::new();
+    let mut found = Found { aged: Vec::new(), limit };
     match dkey {
         Some(dkey) => aged_below_key(editor, dkey, &epochs, &mut found)?,
         None => {
@@ -367,7 +443,7 @@ fn sweep_below(
             }
         }
     }
-    for aged in &found {
+    for aged in &found.aged {
         match *aged {
             Aged::Version(key, epoch) => {
                 versions::remove_if(editor, key, Epoch(epoch), |_| true)?;
@@ -382,7 +458,7 @@ fn sweep_below(
             }
         }
     }
-    Ok(found.len())
+    Ok(found.aged.len())
 }
 
 /// Collects aged records below the keys of a tree.
@@ -390,7 +466,7 @@ fn aged_below(
     editor: &Editor<'_, '_>,
     root: u64,
     epochs: &Range<u64>,
-    found: &mut Vec<Aged>,
+    found: &mut Found,
 ) -> Result<(), Error> {
     let class = Keys { order: KeyOrder::Hashed, seed: editor.seed };
     let _ = tree::scan(editor.heap(), class, root, Bound::First, &mut |key| {
@@ -404,7 +480,7 @@ fn aged_below_key(
     editor: &Editor<'_, '_>,
     key: u64,
     epochs: &Range<u64>,
-    found: &mut Vec<Aged>,
+    found: &mut Found,
 ) -> Result<(), Error> {
     let record: &KeyRecord = editor.read(key)?;
     match record.kind() {
@@ -417,7 +493,7 @@ fn aged_below_key(
             let _ = tree::scan(editor.heap(), Versions, record.root, Bound::First, &mut |place| {
                 let version: &Version = editor.read(place)?;
                 if epochs.contains(&version.epoch) && version.flags & AGED != 0 {
-                    found.push(Aged::Version(key, version.epoch));
+                    found.aged.push(Aged::Version(key, version.epoch));
                 }
                 Ok(enough(found))
             })?;
@@ -430,7 +506,7 @@ fn aged_extents(
     editor: &Editor<'_, '_>,
     holder: Holder,
     epochs: &Range<u64>,
-    found: &mut Vec<Aged>,
+    found: &mut Found,
 ) -> Result<(), Error> {
     let head_place: u64 = *editor.read(holder.head_place())?;
     if head_place == 0 {
@@ -441,13 +517,13 @@ fn aged_extents(
         let extent: &Extent = editor.read(place)?;
         if epochs.contains(&extent.epoch) && extent.flags & AGED != 0 {
             let block = extents::block_of(extent.start, extent.end);
-            found.push(Aged::Extent(holder, block, extent.epoch));
+            found.aged.push(Aged::Extent(holder, block, extent.epoch));
         }
         Ok(enough(found))
     })?;
     Ok(())
 }
 
-fn enough(found: &[Aged]) -> ControlFlow<()> {
-    if found.len() >= SLICE_ENTRIES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+fn enough(found: &Found) -> ControlFlow<()> {
+    if found.aged.len() >= found.limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }

@@ -35,6 +35,9 @@ pub enum Error {
     /// The log is full for the moment. Retry after [`crate::Pool::log_space`].
     #[error("the log is full for the moment")]
     LogFull,
+    /// The change is larger than the log takes in one piece. A retry cannot help; smaller steps do.
+    #[error("the change is larger than the log takes in one piece")]
+    TooLarge,
     /// The pool's media failed, or it was closed: it can be read only. A retry cannot help.
     #[error("the pool is read-only")]
     ReadOnly,
@@ -78,6 +81,7 @@ pub(crate) fn from_heap(error: HeapError) -> Error {
         | HeapError::NotAllocated(position)
         | HeapError::DamagedTable(position) => Error::Corrupt { place: "heap", position },
         HeapError::LogFull => Error::LogFull,
+        HeapError::TransactionTooLarge => Error::TooLarge,
         HeapError::ReadOnly => Error::ReadOnly,
         other => Error::Heap(other.to_string()),
     }

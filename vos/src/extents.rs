@@ -29,6 +29,7 @@
 //! * (block, epoch) names one extent: two that cross the same middle would overlap.
 //! * Data is never returned unless the checksums of all chunks that it touches were verified.
 
+pub(crate) mod compact;
 mod data;
 mod resolve;
 mod write;
@@ -43,7 +44,7 @@ use crate::{
     tree,
 };
 
-pub(crate) use data::{ExtentSource, check_inline, locate, owner_of, recorded_checksums};
+pub(crate) use data::{ExtentSource, check_inline, detached_block, locate, owner_of, recorded_checksums};
 pub(crate) use resolve::{Scratch, highest_end, resolve};
 pub(crate) use write::{NewExtent, Source, abandon_head, forget_note, insert, remove};
 

@@ -178,6 +178,32 @@ pub(crate) fn visit(
     Ok(())
 }
 
+/// Calls `each` with place and bytes of the chunks of a group, which may be damaged: at most `limit` of them.
+pub(crate) fn visit_chunks(
+    heap: &Heap,
+    group: u64,
+    limit: u64,
+    each: &mut dyn FnMut(u64, u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let Group { head, tail, .. } = *memory::read(heap, group)?;
+    let (mut place, mut last) = (head, 0);
+    for _ in 0..limit {
+        if place == 0 {
+            break;
+        }
+        let chunk: Chunk = *memory::read(heap, place)?;
+        if chunk.first > chunk.used || chunk.used > chunk.capacity || !CHUNK_WORDS.contains(&chunk.capacity) {
+            return Err(Error::Corrupt { place: "chunk of a group", position: place });
+        }
+        each(place, CHUNK_HEADER_BYTES + u64::from(chunk.capacity) * 8)?;
+        (last, place) = (place, chunk.next);
+    }
+    if place != 0 || last != tail {
+        return Err(Error::Corrupt { place: "list of a group's chunks", position: group });
+    }
+    Ok(())
+}
+
 /// Makes the entry at `place` void.
 pub(crate) fn make_void(editor: &mut Editor<'_, '_>, place: u64, entry: Entry) -> Result<(), Error> {
     match entry {

@@ -36,8 +36,10 @@ mod memory;
 mod pool;
 mod read;
 mod records;
+mod sweep;
 mod tree;
 mod update;
+mod verify;
 mod versions;
 mod write;
 
@@ -54,3 +56,4 @@ pub use update::{
     ARRAY_BYTES_MAX, AkeyData, AkeyUpdate, Checksums, Conflict, ExtentData, ExtentUpdate, INLINE_BYTES_MAX,
     KeyUpdate, Punch, Update, Value,
 };
+pub use verify::{Fault, VerifyReport};

@@ -40,6 +40,11 @@ pub struct PoolOptions {
     pub block_bytes: u64,
 }
 
+/// The part of the arena (and the least) that only punches, discards, aggregation and destruction may use: a pool that
+/// updates have filled can still be emptied.
+const RESERVE_PART: u64 = 64;
+const RESERVE_BYTES_MIN: u64 = 128 << 10;
+
 fn blocks_file(directory: &str) -> String {
     format!("{directory}/blocks")
 }
@@ -129,6 +134,8 @@ impl<E: Env> Pool<E> {
             };
             (Uuid::from_bytes(root.uuid), root.seed, off.raw(), space)
         };
+        let arena_bytes = store.heap().arena_bytes();
+        store.heap_mut().set_reserve((arena_bytes / RESERVE_PART).max(RESERVE_BYTES_MIN));
         let blocks = match space {
             None => None,
             Some((bytes, space)) => {
@@ -391,6 +398,7 @@ impl<E: Env> Pool<E> {
     ) -> Result<(R, Sealed), Error> {
         let mut heap = self.0.store.heap_mut();
         let mut tx = heap.begin();
+        tx.use_reserve();
         let result = change(&mut tx)?;
         Ok((result, tx.seal().map_err(from_heap)?))
     }

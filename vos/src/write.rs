@@ -20,7 +20,7 @@ use crate::{
     keys::{self, check_key, prune_key, prune_object},
     memory,
     records::{
-        ContainerRecord, Group, KeyRecord, Keys, Kind, ObjectRecord, PunchRecord, Punches, writer_flags,
+        AGED, ContainerRecord, Group, KeyRecord, Keys, Kind, ObjectRecord, PunchRecord, Punches, writer_flags,
     },
     tree::{self, Probe},
     versions::{self, Content},
@@ -432,7 +432,8 @@ fn remove_below(
     Ok(())
 }
 
-/// Removes the change that an entry names, if it is still there, and what is empty then.
+/// Removes the change that an entry names, if it is still there, and what is empty then. (An extent that was aggregated is
+/// not what any entry names, even if it lies where a stale one points.)
 pub(crate) fn remove_change(editor: &mut Editor<'_, '_>, entry: Entry, epoch: Epoch) -> Result<(), Error> {
     match entry {
         Entry::Single(key) => {
@@ -440,12 +441,12 @@ pub(crate) fn remove_change(editor: &mut Editor<'_, '_>, entry: Entry, epoch: Ep
             prune_key(editor, key)
         }
         Entry::AkeyExtent(key, block) => {
-            extents::remove(editor, Holder::Akey(key), block, epoch, |_| true)?;
+            extents::remove(editor, Holder::Akey(key), block, epoch, |extent| extent.flags & AGED == 0)?;
             extents::forget_note(editor, Holder::Akey(key))?;
             prune_key(editor, key)
         }
         Entry::ObjectExtent(object, block) => {
-            extents::remove(editor, Holder::Object(object), block, epoch, |_| true)?;
+            extents::remove(editor, Holder::Object(object), block, epoch, |extent| extent.flags & AGED == 0)?;
             extents::forget_note(editor, Holder::Object(object))?;
             prune_object(editor, object)
         }

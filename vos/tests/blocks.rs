@@ -214,6 +214,8 @@ fn after_a_crash_every_record_that_is_there_has_its_bytes() {
         let checked = simulation.block_on(&node, move |env| async move {
             let pool = Pool::open(&env, "pool").await.expect("the pool");
             let container = pool.container_open(CONTAINER).expect("the container");
+            let report = pool.verify().await.expect("a walk");
+            assert!(report.is_sound(), "seed {seed}: {:?}", report.faults);
             for epoch in 1..100u64 {
                 let place = epoch % 10 * 32_768;
                 let found = read(&pool, &container, place..place + 30_000, epoch).await;
@@ -242,6 +244,9 @@ fn a_flipped_bit_is_an_error_and_never_data() {
             let damaged = pool.load(&place).await.map(|_| ());
             assert_eq!(damaged, Err(Error::BadChecksum { place: "the block tier", position: 73_728 }));
         }
+        let report = pool.verify().await.expect("a walk");
+        assert_eq!(report.faults.len(), 1, "{:?}", report.faults);
+        assert!(report.faults[0].to_string().contains("the block tier at 0x12000"), "{}", report.faults[0]);
     });
     ended.expect("the run ends");
 }

@@ -40,6 +40,7 @@ async fn live(env: SimEnv, seed: u64, history: Rc<RefCell<History>>) {
         Ok(pool) => pool,
         Err(error) => panic!("seed {seed}: {error}"),
     };
+    support::driver::verify(&pool).await.unwrap_or_else(|what| panic!("seed {seed}: {what}"));
     let container = pool.container_open(CONTAINER).expect("the container was durable");
     let (mut reference, mut readable) = {
         let mut history = history.borrow_mut();
@@ -181,6 +182,7 @@ fn a_discard_of_many_slices_is_done_whole_or_not_at_all() {
         let records = simulation.block_on(&node, move |env| async move {
             let pool = Pool::open(&env, "pool").await.expect("the pool");
             let container = pool.container_open(CONTAINER).expect("the container");
+            support::driver::verify(&pool).await.expect("a sound pool");
             container.usage().expect("usage").records
         });
         match records.expect("the run ends") {

@@ -6,7 +6,7 @@ use daos_vos::{MediaKind, Pool, PoolOptions};
 use daos_xstream_sim::{Config, Simulation};
 use support::{
     Random,
-    driver::{Readable, compare, compare_all, operate},
+    driver::{Readable, compare, compare_all, operate, verify},
     reference::Reference,
 };
 use uuid::Uuid;
@@ -40,6 +40,13 @@ fn it_does_what_the_reference_does() {
                     199 => compare_all(&container, &reference, &readable),
                     rest if rest % 5 == 0 => compare(&container, &reference, &readable, epoch),
                     _ => Ok(()),
+                };
+                let result = match step % 200 {
+                    199 => match result {
+                        Ok(()) => verify(&pool).await,
+                        wrong => wrong,
+                    },
+                    _ => result,
                 };
                 result.unwrap_or_else(|what| panic!("seed {seed}, step {step}: {what}"));
                 if readable.from == 0 {

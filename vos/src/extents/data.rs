@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Smallest and largest chunk, in bytes.
-const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 512..=1 << 20;
+pub(crate) const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 512..=1 << 20;
 
 /// How many chunks of `chunk_bytes` the range touches.
 pub(crate) fn chunks_of(range: &Range<u64>, chunk_bytes: u32) -> u64 {
@@ -20,7 +20,7 @@ pub(crate) fn chunks_of(range: &Range<u64>, chunk_bytes: u32) -> u64 {
 }
 
 /// The bytes of the array in chunk `index` of an extent.
-fn chunk_range(range: &Range<u64>, chunk_bytes: u32, index: u64) -> Range<u64> {
+pub(crate) fn chunk_range(range: &Range<u64>, chunk_bytes: u32, index: u64) -> Range<u64> {
     let chunk = u64::from(chunk_bytes);
     let first = (range.start / chunk + index) * chunk;
     range.start.max(first)..range.end.min(first + chunk)

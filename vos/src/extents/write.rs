@@ -106,7 +106,7 @@ pub(crate) fn insert(
     for place in replaced {
         cut(editor, holder, head_place, place, &new.range)?;
     }
-    let owner = write_owner(editor, new, pieces.len() as u32)?;
+    let owner = write_owner(editor, new, pieces.len() as u32, 0)?;
     editor.count_record(0, stored_bytes(new.range.end - new.range.start, &new.source));
     let levels =
         pieces.iter().fold(0, |levels, piece| levels | 1 << level_of(block_of(piece.start, piece.end)));
@@ -147,7 +147,12 @@ fn without(range: &Range<u64>, mut taken: Vec<Range<u64>>) -> Vec<Range<u64>> {
     pieces
 }
 
-fn widen_head(editor: &mut Editor<'_, '_>, head_place: u64, levels: u64, newest: u64) -> Result<(), Error> {
+pub(super) fn widen_head(
+    editor: &mut Editor<'_, '_>,
+    head_place: u64,
+    levels: u64,
+    newest: u64,
+) -> Result<(), Error> {
     let head: ArrayHead = *editor.read(head_place)?;
     if head.levels | levels != head.levels {
         editor.write(head_place + offset_of!(ArrayHead, levels) as u64, &(head.levels | levels))?;
@@ -158,8 +163,13 @@ fn widen_head(editor: &mut Editor<'_, '_>, head_place: u64, levels: u64, newest:
     Ok(())
 }
 
-/// Lays the extent out in the arena.
-fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32) -> Result<u64, Error> {
+/// Lays the extent out in the arena, with these flags besides those that follow from it.
+pub(super) fn write_owner(
+    editor: &mut Editor<'_, '_>,
+    new: &NewExtent<'_>,
+    references: u32,
+    more_flags: u32,
+) -> Result<u64, Error> {
     let (flags, chunk_bytes) = match new.source {
         Source::Punched => (PUNCHED, 0),
         Source::Inline(data, checksums) if data.len() >= DETACHED_BYTES_MIN => {
@@ -174,7 +184,7 @@ fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32
         epoch: new.epoch.0,
         cookie: new.writer.cookie.0,
         map_version: new.writer.map_version,
-        flags: flags | writer_flags(new.writer),
+        flags: flags | writer_flags(new.writer) | more_flags,
         references,
         chunk_bytes,
     };
@@ -205,7 +215,12 @@ fn write_owner(editor: &mut Editor<'_, '_>, new: &NewExtent<'_>, references: u32
 }
 
 /// Puts an extent into the tree and into its group.
-fn link(editor: &mut Editor<'_, '_>, holder: Holder, head_place: u64, place: u64) -> Result<(), Error> {
+pub(super) fn link(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    head_place: u64,
+    place: u64,
+) -> Result<(), Error> {
     let extent: Extent = *editor.read(place)?;
     let block = block_of(extent.start, extent.end);
     let probe = Probe::number(u128::from(block) << 64 | u128::from(extent.epoch));
@@ -225,7 +240,7 @@ fn link(editor: &mut Editor<'_, '_>, holder: Holder, head_place: u64, place: u64
 
 /// Adds an extent that shows `piece` of the data of the extent at `owner`, whose references count it already. A punch
 /// has no data: its piece is a punch of its own, and nothing refers to the owner.
-fn add_view(
+pub(super) fn add_view(
     editor: &mut Editor<'_, '_>,
     holder: Holder,
     head_place: u64,
@@ -278,6 +293,30 @@ fn add_references(editor: &mut Editor<'_, '_>, owner: u64, change: i32) -> Resul
 
 /// Takes the extent at `place` out of the tree, and gives its data back if nothing else shows it.
 fn unlink(editor: &mut Editor<'_, '_>, head_place: u64, place: u64) -> Result<(), Error> {
+    unlink_with(editor, head_place, place, true)
+}
+
+/// As [`unlink`], but what it has on the block tier stays in use: another record is about to name it.
+pub(super) fn unlink_keeping_blocks(
+    editor: &mut Editor<'_, '_>,
+    head_place: u64,
+    place: u64,
+) -> Result<(), Error> {
+    unlink_with(editor, head_place, place, false)
+}
+
+/// The extent that has the data of the one at `place`, with its place.
+pub(super) fn owner_at(heap: &daos_umem::Heap, place: u64) -> Result<(u64, Extent), Error> {
+    let owner = owner_of(heap, place)?;
+    Ok((owner, *memory::read(heap, owner)?))
+}
+
+fn unlink_with(
+    editor: &mut Editor<'_, '_>,
+    head_place: u64,
+    place: u64,
+    give_back_blocks: bool,
+) -> Result<(), Error> {
     let extent: Extent = *editor.read(place)?;
     let owner = owner_of(editor.heap(), place)?;
     let probe =
@@ -290,7 +329,7 @@ fn unlink(editor: &mut Editor<'_, '_>, head_place: u64, place: u64) -> Result<()
     if add_references(editor, owner, -1)? == 0 {
         let record: Extent = *editor.read(owner)?;
         let length = record.end - record.start;
-        if record.flags & STORED != 0 {
+        if record.flags & STORED != 0 && give_back_blocks {
             let position: u64 = *editor.read(owner + EXTENT_BYTES)?;
             editor.freed_blocks.push((position, length));
         }

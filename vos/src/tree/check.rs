@@ -5,22 +5,27 @@ use daos_umem::Heap;
 use super::{
     KeyClass, Probe, Root, Summary,
     insert::{entries, sort, summarise},
-    node::{LEAF_CAPACITY, Node, read_tail},
+    node::{Inner, LEAF_CAPACITY, Node, leaf_bytes, read_tail},
 };
 use crate::Error;
 
-/// Checks every invariant of the tree with this root word; calls `visit` for each record in order of keys.
+/// Told offset and bytes of each block of the arena that a tree consists of.
+type Reach<'r> = &'r mut dyn FnMut(u64, u64) -> Result<(), Error>;
+
+/// Checks every invariant of the tree with this root word; calls `visit` for each record in order of keys, and `reach` for
+/// each block that the tree itself takes.
 pub(crate) fn check<C: KeyClass>(
     heap: &Heap,
     class: C,
     root: u64,
+    reach: Reach<'_>,
     visit: &mut dyn FnMut(u64) -> Result<(), Error>,
 ) -> Result<(), Error> {
     match Root::decode(root)? {
         Root::Empty => Ok(()),
         Root::Record(record) => visit(record),
         Root::Node(node) => {
-            check_node(heap, class, &Node::read(heap, node)?, true, None, None, visit)?;
+            check_node(heap, class, &Node::read(heap, node)?, true, (None, None), reach, visit)?;
             Ok(())
         }
     }
@@ -31,11 +36,12 @@ fn check_node<C: KeyClass>(
     class: C,
     node: &Node<'_>,
     is_root: bool,
-    low: Option<Probe<'_>>,
-    high: Option<Probe<'_>>,
+    (low, high): (Option<Probe<'_>>, Option<Probe<'_>>),
+    reach: Reach<'_>,
     visit: &mut dyn FnMut(u64) -> Result<(), Error>,
 ) -> Result<Summary, Error> {
     let wrong = |place| Error::Corrupt { place, position: node.offset };
+    reach(node.offset, if node.level() == 0 { leaf_bytes(node.capacity()) } else { Inner::bytes::<C>() })?;
     if is_root && node.count() < 2 {
         return Err(wrong("tree root with less than two records"));
     }
@@ -70,11 +76,14 @@ fn check_node<C: KeyClass>(
         let tail = if tail == 0 { &[][..] } else { read_tail(heap, tail)? };
         Ok(Some(Probe { prefix: separators[index].get(), fingerprint: 0, tail }))
     };
+    for &tail in tails.iter().filter(|&&tail| tail != 0) {
+        reach(tail, 8 + read_tail(heap, tail)?.len() as u64)?;
+    }
     let mut whole = Summary::EMPTY;
     for (index, &child) in children.iter().enumerate() {
         let low = if index == 0 { low } else { bound(index)? };
         let high = if index + 1 == children.len() { high } else { bound(index + 1)? };
-        let summary = check_node(heap, class, &node.child(child)?, false, low, high, visit)?;
+        let summary = check_node(heap, class, &node.child(child)?, false, (low, high), reach, visit)?;
         if C::SUMMARIES && summary != node.summaries::<C>()?[index] {
             return Err(wrong("inner node with a wrong summary"));
         }

@@ -35,7 +35,6 @@
 //! Fingerprints in unsorted leaves are after Oukid and others, "FPTree: A Hybrid SCM-DRAM Persistent and Concurrent B-Tree
 //! for Storage Class Memory" (SIGMOD 2016).
 
-#[cfg(test)]
 mod check;
 mod insert;
 pub(crate) mod node;
@@ -49,7 +48,6 @@ use daos_umem::Heap;
 use crate::{Error, memory};
 use node::Node;
 
-#[cfg(test)]
 pub(crate) use check::check;
 pub(crate) use insert::insert;
 pub(crate) use remove::remove;

@@ -259,7 +259,7 @@ pub(crate) struct Entry {
 }
 
 /// Bytes of a leaf.
-fn leaf_bytes(capacity: usize) -> u64 {
+pub(crate) fn leaf_bytes(capacity: usize) -> u64 {
     HEADER_BYTES + (capacity.next_multiple_of(8) + capacity * size_of::<Slot>()) as u64
 }
 
@@ -371,7 +371,7 @@ impl Inner {
         self.summaries[..self.count].iter().fold(Summary::EMPTY, |all, one| all.merge(*one))
     }
 
-    fn bytes<C: KeyClass>() -> u64 {
+    pub fn bytes<C: KeyClass>() -> u64 {
         let child = size_of::<Prefix>()
             + 8
             + if C::TAILS { 8 } else { 0 }

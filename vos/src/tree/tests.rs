@@ -67,7 +67,7 @@ impl Fixture {
 
     fn check(&self) {
         let mut found = Vec::new();
-        check(&self.heap, self.class, self.root_word(), &mut |record| {
+        check(&self.heap, self.class, self.root_word(), &mut |_, _| Ok(()), &mut |record| {
             found.push(key_of(&self.heap, record)?.to_vec());
             Ok(())
         })
@@ -170,7 +170,7 @@ fn numbers_are_found_by_floor_and_backwards() {
         }
     }
     let word = *memory::read(tx.heap(), root).expect("the root");
-    check(tx.heap(), Punches, word, &mut |_| Ok(())).expect("a sound tree");
+    check(tx.heap(), Punches, word, &mut |_, _| Ok(()), &mut |_| Ok(())).expect("a sound tree");
     for asked in (0..30_100u64).step_by(13) {
         let want = model.range(..=asked).next_back().map(|(_, &place)| place);
         assert_eq!(floor(tx.heap(), Punches, word, asked.into()), Ok(want));

@@ -444,4 +444,18 @@ pub async fn operate<E: Env>(
     };
     let _ = plan.run(container).await.expect("a plan for whole epochs");
     plan.apply(reference, readable);
+    if let Plan::Aggregate(1, high) = plan {
+        let (found, most) = (container.usage().expect("usage").records, reference.records_after(high));
+        assert!(found <= most as u64, "{plan:?} left {found} records, {most} are needed");
+        reference.forget_hidden(high);
+    }
+}
+
+/// Verifies the whole pool.
+pub async fn verify<E: Env>(pool: &daos_vos::Pool<E>) -> Result<(), String> {
+    let report = pool.verify().await.map_err(|error| error.to_string())?;
+    match report.faults.first() {
+        None => Ok(()),
+        Some(fault) => Err(format!("{} faults, the first: {fault}", report.faults.len())),
+    }
 }

@@ -221,6 +221,64 @@ impl Reference {
         }
     }
 
+    /// The most records that may be left once everything up to `high` has been aggregated: what is newer, and what is
+    /// visible then.
+    pub fn records_after(&self, high: u64) -> usize {
+        let mut count = 0;
+        for (name, history) in &self.values {
+            count += history.range(high + 1..).count();
+            count += usize::from(matches!(self.get(name, high), Answer::Value(_)));
+        }
+        for (name, history) in &self.arrays {
+            count += history.range(high + 1..).map(|(_, pieces)| pieces.len()).sum::<usize>();
+            let mut shown: BTreeMap<u64, (u64, usize)> = BTreeMap::new();
+            for (at, pieces) in history.range(self.hidden(name, high)..=high) {
+                for (index, piece) in pieces.iter().enumerate() {
+                    for offset in piece.range.clone() {
+                        match piece.bytes {
+                            Some(_) => shown.insert(offset, (*at, index)),
+                            None => shown.remove(&offset),
+                        };
+                    }
+                }
+            }
+            let mut last = None;
+            for (offset, which) in shown {
+                count += usize::from(last != Some((offset.wrapping_sub(1), which)));
+                last = Some((offset, which));
+            }
+        }
+        count + self.punches.values().map(|punches| punches.range(high + 1..).count()).sum::<usize>()
+    }
+
+    /// Forgets changes that no read at `high` or later can show.
+    pub fn forget_hidden(&mut self, high: u64) {
+        let (before, mut names) = (self.clone(), Vec::new());
+        names.extend(self.values.keys().cloned());
+        for name in names {
+            let hidden = before.hidden(&name, high);
+            let history = self.values.get_mut(&name).expect("its name");
+            let newest = history.range(..=high).next_back().map(|(epoch, _)| *epoch);
+            history.retain(|epoch, _| *epoch > high || (Some(*epoch) == newest && *epoch >= hidden));
+        }
+        for (name, history) in &mut self.arrays {
+            let hidden = before.hidden(name, high);
+            let mut covered = std::collections::BTreeSet::new();
+            for (_, pieces) in history.range_mut(..=high).rev() {
+                let mut shown = Vec::new();
+                pieces.retain(|piece| {
+                    let visible = piece.range.clone().any(|offset| !covered.contains(&offset));
+                    shown.extend(piece.range.clone());
+                    visible
+                });
+                covered.extend(shown);
+            }
+            history.retain(|epoch, pieces| !pieces.is_empty() && (*epoch > high || *epoch >= hidden));
+        }
+        self.values.retain(|_, history| !history.is_empty());
+        self.arrays.retain(|_, history| !history.is_empty());
+    }
+
     /// Records: versions, extents, negative entries.
     pub fn records(&self) -> usize {
         self.values.values().map(BTreeMap::len).sum::<usize>()

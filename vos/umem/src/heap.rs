@@ -21,6 +21,8 @@ pub struct Heap {
     pub(crate) touched: Vec<Block>,
     /// Blocks that the running transaction will free when it is sealed.
     pub(crate) frees: Vec<Block>,
+    /// Free chunks kept for transactions that give space back.
+    pub(crate) reserve_chunks: u64,
 }
 
 impl Heap {
@@ -45,7 +47,13 @@ impl Heap {
         }
         let ledger = Ledger::new(arena, layout, journal, sealed.0);
         let allocator = Allocator::open(&ledger)?;
-        Ok(Self { ledger, allocator, touched: Vec::with_capacity(64), frees: Vec::with_capacity(16) })
+        Ok(Self {
+            ledger,
+            allocator,
+            touched: Vec::with_capacity(64),
+            frees: Vec::with_capacity(16),
+            reserve_chunks: 0,
+        })
     }
 
     /// The value at `off`. Bounds and alignment are checked; what the bytes mean is the caller's to check.
@@ -80,6 +88,7 @@ impl Heap {
     /// Begins a transaction. It has no suspension point inside: it ends before the exclusive borrow does.
     #[inline]
     pub fn begin(&mut self) -> Transaction<'_> {
+        self.allocator.spare_chunks = self.reserve_chunks;
         Transaction::new(self)
     }
 
@@ -105,6 +114,22 @@ impl Heap {
     /// (bytes in use, free bytes), at a cost that does not grow with the heap.
     pub fn used_and_free(&self) -> (u64, u64) {
         self.allocator.used_and_free()
+    }
+
+    /// Keeps about this many bytes for transactions that say so ([`Transaction::use_reserve`]): those that give space back
+    /// need some first, also when others have filled the heap.
+    pub fn set_reserve(&mut self, bytes: u64) {
+        self.reserve_chunks = bytes.div_ceil(crate::CHUNK_BYTES);
+    }
+
+    /// Bytes of the arena: every offset of a block is below.
+    pub fn arena_bytes(&self) -> u64 {
+        self.ledger.layout.arena_bytes
+    }
+
+    /// Calls `visit` with offset and bytes of every block in use, in order. For checkers.
+    pub fn for_each_block(&self, visit: &mut dyn FnMut(u64, u64)) {
+        self.allocator.for_each_block(&self.ledger, visit);
     }
 
     /// Whether a block in use starts at `off`, and how many bytes it has. For checkers.

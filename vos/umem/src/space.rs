@@ -135,6 +135,22 @@ impl SpaceMap {
         })
     }
 
+    /// The blocks of the arena that the map is made of: offset and bytes. For checkers.
+    pub fn parts(&self, heap: &Heap) -> Result<Vec<(u64, u64)>, HeapError> {
+        let list = heap.get(self.root)?.pieces;
+        let mut parts = vec![(self.root.raw(), size_of::<SpaceRoot>() as u64)];
+        parts.push((list.raw(), self.pieces.len() as u64 * 8));
+        parts.extend(self.pieces.iter().map(|piece| (piece.raw(), PIECE_WORDS * 8)));
+        Ok(parts)
+    }
+
+    /// Word `index` of the bitmap in the arena: blocks `64 * index` and the 63 after it; 1 is in use. For checkers.
+    pub fn word(&self, heap: &Heap, index: u64) -> Result<u64, HeapError> {
+        let bad = HeapError::OutOfBounds { offset: index * 64, length: 64 };
+        let piece = self.pieces.get((index / PIECE_WORDS) as usize).ok_or(bad)?;
+        heap.get(piece.element(index % PIECE_WORDS)).copied()
+    }
+
     /// Blocks of the device.
     pub fn block_count(&self) -> u64 {
         self.block_count

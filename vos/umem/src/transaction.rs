@@ -23,6 +23,11 @@ impl<'h> Transaction<'h> {
         Self { heap, sealed: false }
     }
 
+    /// Lets this transaction have what the heap keeps back for those that give space back ([`Heap::set_reserve`]).
+    pub fn use_reserve(&mut self) {
+        self.heap.allocator.spare_chunks = 0;
+    }
+
     /// The heap as this transaction sees it.
     #[inline]
     pub fn heap(&self) -> &Heap {

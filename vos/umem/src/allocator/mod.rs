@@ -144,6 +144,8 @@ pub(crate) struct Allocator {
     counts: [(u64, u64); CLASS_COUNT],
     extents: u64,
     extent_chunks: u64,
+    /// Free chunks that the running transaction must leave.
+    pub spare_chunks: u64,
 }
 
 impl Allocator {
@@ -159,6 +161,7 @@ impl Allocator {
             counts: [(0, 0); CLASS_COUNT],
             extents: 0,
             extent_chunks: 0,
+            spare_chunks: 0,
         };
         // From the back, so that the lists begin with the lowest chunks.
         let mut starts = Vec::new();
@@ -223,9 +226,16 @@ impl Allocator {
         Err(HeapError::DamagedTable(ledger.layout.chunk(chunk)))
     }
 
+    fn find_chunks(&mut self, count: u32) -> Option<u32> {
+        if self.free_chunks.count() < u64::from(count) + self.spare_chunks {
+            return None;
+        }
+        self.free_chunks.find(count)
+    }
+
     fn new_run(&mut self, ledger: &mut Ledger, class: u8) -> Result<u32, HeapError> {
         let size = u64::from(CLASS_BYTES[usize::from(class)]);
-        let chunk = self.free_chunks.find(1).ok_or(HeapError::NoSpace(size))?;
+        let chunk = self.find_chunks(1).ok_or(HeapError::NoSpace(size))?;
         ledger.set_word(ledger.layout.chunk_entry(chunk), Use::Run { class }.to_entry())?;
         self.set_run(chunk, class, blocks(class) as u16, 0);
         Ok(chunk)
@@ -234,7 +244,7 @@ impl Allocator {
     fn allocate_large(&mut self, ledger: &mut Ledger, bytes: u64) -> Result<(u64, u64, Block), HeapError> {
         let no_space = HeapError::NoSpace(bytes);
         let chunks = u32::try_from(bytes.div_ceil(CHUNK_BYTES)).map_err(|_| no_space)?;
-        let chunk = self.free_chunks.find(chunks).ok_or(no_space)?;
+        let chunk = self.find_chunks(chunks).ok_or(no_space)?;
         ledger.set_word(ledger.layout.chunk_entry(chunk), Use::Extent { chunks }.to_entry())?;
         self.set_extent(chunk, chunks);
         Ok((ledger.layout.chunk(chunk), u64::from(chunks) * CHUNK_BYTES, Block { chunk, index: 0 }))
@@ -347,6 +357,28 @@ impl Allocator {
             usage.classes.push(ClassUsage { block_bytes, runs, blocks_used, blocks_free });
         }
         usage
+    }
+
+    /// Calls `visit` with offset and bytes of every block in use, in order.
+    pub fn for_each_block(&self, ledger: &Ledger, visit: &mut dyn FnMut(u64, u64)) {
+        for (chunk, state) in (0..).zip(&self.chunks) {
+            let start = ledger.layout.chunk(chunk);
+            match state.usage {
+                Use::Free | Use::Tail => {}
+                Use::Extent { chunks } => visit(start, u64::from(chunks) * CHUNK_BYTES),
+                Use::Run { class } => {
+                    let size = u64::from(CLASS_BYTES[usize::from(class)]);
+                    for word in 0..blocks(class).div_ceil(64) {
+                        let mut bits = ledger.word(ledger.layout.bitmap(chunk) + u64::from(word) * 8);
+                        while bits != 0 {
+                            let index = u64::from(word * 64 + bits.trailing_zeros());
+                            visit(start + index * size, size);
+                            bits &= bits - 1;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     /// (used bytes, free bytes), without walking anything that grows.
