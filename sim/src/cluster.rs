@@ -17,10 +17,11 @@ use daos_xstream::{
     Address,
     rpc::{Endpoint, EndpointConfig},
 };
-use daos_xstream_sim::{Config, Loss, Node, SimEnv, Simulation, Stopped};
+use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
 
 use crate::{
     model::{HandleKey, Model},
+    plan::Plan,
     violation::Rule,
     workload,
 };
@@ -30,27 +31,6 @@ pub const POOL: &str = "tank";
 const TARGETS: u32 = 2;
 /// No call of a client ends before it is answered: a run is shorter than this.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
-
-/// What the seed has decided about a run.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// How the world behaves.
-    pub world: Config,
-    /// Clients that work.
-    pub clients: usize,
-    /// Containers.
-    pub containers: usize,
-    /// Rounds of each client.
-    pub rounds: u32,
-    /// Faults in the safety phase.
-    pub faults: u32,
-    /// How long unused handles are kept.
-    pub grace: Duration,
-    /// Bytes of the pool.
-    pub pool_bytes: u64,
-    /// Longest pause of a client between operations.
-    pub think_us_max: u64,
-}
 
 /// One client slot: a client, in all its lives.
 #[derive(Default)]
@@ -175,6 +155,7 @@ impl Cluster {
                 let Some(shared) = shared.upgrade() else { return };
                 match started {
                     Ok(()) => shared.started.set(shared.started.get() + 1),
+                    Err(_) if shared.model.borrow().sick => {}
                     Err(refusal) => {
                         let story = format!("the engine does not start: {}", refusal.message);
                         shared.model.borrow_mut().violate(Rule::Start, story);

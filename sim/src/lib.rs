@@ -13,12 +13,16 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod canary;
 mod cluster;
+mod faults;
 mod model;
 mod objects;
+mod plan;
 mod run;
 mod violation;
 mod workload;
 
+pub use canary::{CANARIES, Canary};
 pub use run::{Options, Outcome, run};
 pub use violation::{Rule, Violation};

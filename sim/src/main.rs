@@ -14,11 +14,11 @@ use std::{
 };
 
 use clap::Parser;
-use daos_sim::{Options, Outcome, run};
+use daos_sim::{CANARIES, Canary, Options, Outcome, run};
 
 /// Simulates one engine of two targets and its clients, with faults, and checks what comes of it.
 ///
-/// Exit code 0: no seed broke a rule (with --canary: one did). 1: otherwise. 2: wrong arguments.
+/// Exit code 0: no seed broke a rule (with --canary: that of the planted bug). 1: otherwise. 2: wrong arguments.
 #[derive(Parser)]
 #[command(name = "sim", version)]
 struct Arguments {
@@ -34,9 +34,9 @@ struct Arguments {
     /// Runs every seed twice; both must have the same hash.
     #[arg(long)]
     twice: bool,
-    /// Plants a bug, which must be found: the engine's disk acknowledges flushes before they are durable.
-    #[arg(long)]
-    canary: bool,
+    /// Plants a bug, which must be found; without a name, one bug after another.
+    #[arg(long, num_args = 0..=1, default_missing_value = "all", value_parser = canary_names())]
+    canary: Option<String>,
     /// Prints every operation, and what the services log.
     #[arg(long)]
     log: bool,
@@ -55,65 +55,89 @@ struct Totals {
     failures: u64,
     crashes: u64,
     comparisons: u64,
+    refused_reads: u64,
     virtual_ms: u64,
 }
 
-#[allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for people and scripts")]
-#[allow(clippy::disallowed_methods, reason = "how fast it is, is for people; runs know virtual time only")]
+fn canary_names() -> Vec<&'static str> {
+    CANARIES.iter().map(|canary| canary.name).chain(["all"]).collect()
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.log {
         let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "debug".into());
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     }
+    let passed = match &arguments.canary {
+        Some(name) => {
+            let chosen = CANARIES.iter().filter(|canary| name == "all" || name == canary.name);
+            chosen.filter(|canary| !is_noticed(&arguments, canary)).count() == 0
+        }
+        None => is_flawless(&arguments),
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs seeds until the rule that a planted bug breaks is seen to be broken.
+#[allow(clippy::print_stdout, reason = "a program for people and scripts")]
+fn is_noticed(arguments: &Arguments, canary: &Canary) -> bool {
+    let (mut seeds, mut others, mut noticed) = (0u64, 0u64, false);
+    let options = Options { log: arguments.log, planted: Some(canary.bug) };
+    let _ = each_seed(arguments, options, |outcome| {
+        seeds += 1;
+        let Some(violation) = &outcome.violation else { return true };
+        noticed = violation.rule == canary.rule;
+        others += u64::from(!noticed);
+        if noticed || arguments.seed.is_some() {
+            println!("seed {}: {:?}: {}", outcome.seed, violation.rule, violation.story);
+        }
+        !noticed
+    });
+    let (name, rule) = (canary.name, canary.rule);
+    let how = if noticed { "noticed" } else { "NOT NOTICED" };
+    println!("canary {name}: {how} by {rule:?} after {seeds} seeds; {others} broke other rules");
+    noticed
+}
+
+/// Runs seeds; none may break a rule.
+#[allow(clippy::print_stdout, reason = "a program for people and scripts")]
+#[allow(clippy::disallowed_methods, reason = "how fast it is, is for people; runs know virtual time only")]
+fn is_flawless(arguments: &Arguments) -> bool {
     let begun = Instant::now();
     let mut totals = Totals::default();
-    let mut found = false;
-    let complete = each_seed(&arguments, |outcome| {
+    let options = Options { log: arguments.log, planted: None };
+    let complete = each_seed(arguments, options, |outcome| {
         totals.seeds += 1;
         totals.crashes += outcome.crashes;
         totals.comparisons += outcome.comparisons;
+        totals.refused_reads += outcome.refused_reads;
         totals.virtual_ms += outcome.virtual_ms;
         totals.failures += u64::from(outcome.violation.is_some());
-        report(&outcome, &arguments);
-        found = arguments.canary && outcome.violation.is_some();
-        !found
+        report(&outcome, arguments);
+        true
     });
-    if !complete && !found {
-        return ExitCode::FAILURE;
-    }
-    if found {
-        println!("canary: the planted bug was found after {} seeds", totals.seeds);
-        return ExitCode::SUCCESS;
-    }
     if !arguments.json {
         let twice = if arguments.twice { ", every seed twice with the same hash" } else { "" };
-        let Totals { seeds, failures, crashes, comparisons, virtual_ms } = totals;
-        println!(
-            "{seeds} seeds, {crashes} engine crashes, {comparisons} comparisons, {failures} failures{twice}"
-        );
+        let Totals { seeds, failures, crashes, comparisons, refused_reads, virtual_ms } = totals;
         let seconds = begun.elapsed().as_secs_f64();
+        println!(
+            "{seeds} seeds, {crashes} engine crashes, {comparisons} comparisons, {refused_reads} reads refused for \
+             damage, {failures} failures{twice}"
+        );
         println!(
             "{} s of virtual time in {seconds:.1} s: {:.0} seeds/s",
             virtual_ms / 1000,
             seeds as f64 / seconds
         );
     }
-    match (arguments.canary, totals.failures) {
-        (true, _) => {
-            println!("canary: the planted bug was not found");
-            ExitCode::FAILURE
-        }
-        (false, 0) => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    }
+    complete && totals.failures == 0
 }
 
 /// Runs all seeds, and hands their outcomes on in the order of the seeds, until `next` has seen enough. False if two runs
 /// of one seed were not the same.
 #[allow(clippy::print_stdout, reason = "a program for people and scripts")]
-fn each_seed(arguments: &Arguments, mut next: impl FnMut(Outcome) -> bool) -> bool {
-    let options = Options { log: arguments.log, canary: arguments.canary };
+fn each_seed(arguments: &Arguments, options: Options, mut next: impl FnMut(Outcome) -> bool) -> bool {
     let seeds = match arguments.seed {
         Some(seed) => seed..seed.saturating_add(1),
         None => arguments.first..arguments.first.saturating_add(arguments.seeds),
@@ -171,9 +195,8 @@ fn report(outcome: &Outcome, arguments: &Arguments) {
         return;
     }
     if let Some(violation) = &outcome.violation {
-        let canary = if arguments.canary { " --canary" } else { "" };
         println!(
-            "seed {}: {:?}: {}\n  replay: cargo run -q -p daos-sim --bin sim -- --seed {}{canary} --log",
+            "seed {}: {:?}: {}\n  replay: cargo run -q -p daos-sim --bin sim -- --seed {} --log",
             outcome.seed, violation.rule, violation.story, outcome.seed
         );
     } else if arguments.seed.is_some() {

@@ -10,6 +10,14 @@ pub enum Rule {
     CommittedEpochs,
     /// A handle reads what it was told it had written, and has flushed, also before it commits.
     OwnWrites,
+    /// What was acknowledged as durable (by a flush, a commit, or for itself) survives a crash.
+    Durability,
+    /// What was discarded, or not committed when its handle ended, does not come back.
+    Discard,
+    /// A read at an epoch sees nothing of later ones.
+    ReadEpoch,
+    /// What media have changed is never returned as data.
+    Checksum,
     /// Listings agree with the values.
     Enumeration,
     /// HCE, LHE and LRE move as they should, through crashes too.

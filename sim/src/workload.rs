@@ -30,6 +30,8 @@ pub(crate) enum Trouble {
     Gone,
     /// What is not committed must be discarded.
     Undo,
+    /// Media have failed: nothing can be changed until the engine has restarted, and what was asked for may have been done.
+    Sick,
 }
 
 /// What comes after a round.
@@ -55,6 +57,8 @@ pub(crate) struct Session {
     pub container: usize,
     pub handle: ContainerHandle<SimEnv>,
     pub targets: Container<SimEnv>,
+    /// The same, for changes that are durable when they are acknowledged.
+    pub durable: Container<SimEnv>,
     pub key: HandleKey,
     /// When the last control operation that succeeded was begun.
     contact: std::cell::Cell<Time>,
@@ -103,9 +107,38 @@ impl Client {
         }
     }
 
+    /// Whether an answer means that the engine's media have failed, at a time when they may have.
+    fn is_sick(&self, status: Status) -> bool {
+        let model = self.shared.model.borrow();
+        let failed =
+            matches!(status, Status::READ_ONLY | Status::MEDIA_FAILED | Status::CORRUPT | Status::NO_SPACE);
+        failed && model.may_be_sick()
+    }
+
+    /// Waits until media are sound again.
+    async fn recovery(&self) {
+        let now = || self.env.clock().now();
+        self.env.clock().sleep_until(now() + Duration::from_millis(20)).await;
+        while self.shared.model.borrow().sick {
+            self.env.clock().sleep_until(now() + Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Does something again and again while media have failed.
+    async fn persist<T>(&self, what: impl AsyncFn() -> Result<T, DsmError>) -> Result<T, DsmError> {
+        loop {
+            match what().await {
+                Err(error) if self.is_sick(error.status()) => self.recovery().await,
+                done => return done,
+            }
+        }
+    }
+
     /// One connection to the pool, and a few rounds.
     async fn connection(self: &Rc<Self>) {
-        let pool = match self.service.pool_connect(pool_name(), Capabilities::ALL).await {
+        let connected =
+            self.persist(async || self.service.pool_connect(pool_name(), Capabilities::ALL).await);
+        let pool = match connected.await {
             Ok(pool) => pool,
             Err(error) => {
                 let story = format!("client {} cannot connect to the pool: {error}", self.slot);
@@ -132,7 +165,7 @@ impl Client {
         // Closes what was left open, too.
         let handles = self.own().handles.take();
         self.threaten(&handles);
-        match pool.disconnect().await {
+        match self.persist(async || pool.clone().disconnect().await).await {
             Ok(()) => self.revoked(&handles),
             Err(error) => {
                 let story = format!("client {} cannot disconnect: {error}", self.slot);
@@ -165,6 +198,7 @@ impl Client {
         match result {
             Ok(_) => self.revoked(&handles),
             Err(DsmError::Refused { status: Status::TRY_AGAIN, .. }) => {}
+            Err(error) if self.is_sick(error.status()) => {}
             Err(error) => {
                 let story = format!("client {} cannot evict: {error}", self.slot);
                 self.shared.model.borrow_mut().violate(Rule::Refusal, story);
@@ -188,6 +222,8 @@ impl Client {
         };
         match result {
             Ok(()) => {}
+            Err(Trouble::Sick) if options == OpenOptions::READ => self.recovery().await,
+            Err(Trouble::Sick) => session.undo().await?,
             Err(_) => return Err(Trouble::Gone),
         }
         if self.roll(5) == 0 {
@@ -207,7 +243,7 @@ impl Client {
         let before = self.shared.model.borrow().before_open(container);
         let threatened = self.own().pool_handle.get().is_none();
         let contact = self.env.clock().now();
-        let opened = pool.container_open(Name::Uuid(uuid), options).await;
+        let opened = self.persist(async || pool.container_open(Name::Uuid(uuid), options).await).await;
         let handle = match opened {
             Ok(handle) => handle,
             Err(error) => {
@@ -221,7 +257,7 @@ impl Client {
             }
         };
         // What the handle holds is asked for again, because the answer to the open is not kept by the client half.
-        let state = match handle.epoch_query().await {
+        let state = match self.persist(async || handle.epoch_query().await).await {
             Ok(state) => state,
             Err(error) => {
                 self.log(|| format!("query after open: {error}"));
@@ -237,8 +273,9 @@ impl Client {
         self.own().handles.borrow_mut().push(key);
         self.log(|| format!("opened container {container} as handle {key}: {state:?}"));
         let targets = Container::new(&handle);
+        let durable = targets.durable();
         let contact = std::cell::Cell::new(contact);
-        Ok(Session { client: self.clone(), container, handle, targets, key, contact })
+        Ok(Session { client: self.clone(), container, handle, targets, durable, key, contact })
     }
 }
 
@@ -247,6 +284,10 @@ impl Session {
     pub fn trouble(&self, what: &str, status: Status, message: &str) -> Trouble {
         let client = &self.client;
         client.log(|| format!("handle {} {what}: {message}", self.key));
+        if client.is_sick(status) {
+            client.shared.model.borrow_mut().handles[self.key].unsure = true;
+            return Trouble::Sick;
+        }
         let mut model = client.shared.model.borrow_mut();
         let known = &model.handles[self.key];
         let story = || format!("handle {} {what}: {message}", self.key);
@@ -269,7 +310,7 @@ impl Session {
             }
             // Another life of this client, not evicted yet, has written there.
             Status::EPOCH_CONFLICT => Trouble::Undo,
-            Status::NO_SPACE | Status::NO_MEMORY => Trouble::Undo,
+            Status::NO_MEMORY => Trouble::Undo,
             _ => {
                 model.violate(Rule::Refusal, story());
                 Trouble::Gone
@@ -313,7 +354,12 @@ impl Session {
     /// Forgets everything that is not committed.
     async fn undo(&self) -> Result<(), Trouble> {
         let all = EpochRange { low: Epoch::ZERO, high: Epoch(u64::MAX - 2) };
-        self.discard(all).await
+        loop {
+            match self.discard(all).await {
+                Err(Trouble::Sick) => self.client.recovery().await,
+                done => return done,
+            }
+        }
     }
 
     async fn discard(&self, range: EpochRange) -> Result<(), Trouble> {
@@ -334,7 +380,7 @@ impl Session {
             let all = EpochRange { low: Epoch::ZERO, high: Epoch(u64::MAX - 2) };
             model.discard(*key, all);
         }
-        if let Err(error) = handle.clone().close().await {
+        if let Err(error) = client.persist(async || handle.clone().close().await).await {
             return Err(self.dsm_trouble("close", &error));
         }
         client.log(|| format!("handle {key} closed"));

@@ -179,8 +179,8 @@ impl BlockRef {
         self.length == 0
     }
 
-    /// Reads and verifies the bytes.
-    pub(crate) async fn load<E: Env>(&self, tier: &BlockTier<E>) -> Result<IoBuffer, Error> {
+    /// Reads the bytes and verifies them (`verify` is false where the simulator has planted that bug).
+    pub(crate) async fn load<E: Env>(&self, tier: &BlockTier<E>, verify: bool) -> Result<IoBuffer, Error> {
         let whole: u64 = self.chunks.iter().map(|&(length, _)| u64::from(length)).sum();
         if self.skip + self.length > whole {
             return Err(Error::Corrupt { place: "reference to the block tier", position: self.position });
@@ -194,7 +194,7 @@ impl BlockRef {
         for &(length, checksum) in &self.chunks[..] {
             let end = at + length as usize;
             let intact = buffer.get(at..end).is_some_and(|bytes| crc32c::crc32c(bytes) == checksum.0);
-            if !intact {
+            if verify && !intact {
                 return Err(Error::BadChecksum { place: "the block tier", position: start + at as u64 });
             }
             at = end;

@@ -41,6 +41,13 @@ pub enum Error {
     /// The pool's media failed, or it was closed: it can be read only. A retry cannot help.
     #[error("the pool is read-only")]
     ReadOnly,
+    /// The pool's media failed before the change was durable: it is visible, and a restart may take it away. A retry
+    /// cannot help before that.
+    #[error("media failed: whether the change survives a restart is unknown")]
+    NotDurable,
+    /// What the pool's files hold is not what was written there, so it was not opened. Nothing changed.
+    #[error("{0}")]
+    Damaged(String),
     /// Stored bytes do not match their checksum, or the bytes given do not match theirs. The data is never returned.
     /// A retry helps only after the data was restored from elsewhere.
     #[error("checksum mismatch in {place} at {position:#x}")]
@@ -93,12 +100,27 @@ pub(crate) fn from_store(error: StoreError) -> Error {
     match error {
         StoreError::Heap(error) => from_heap(error),
         StoreError::ReadOnly(_) | StoreError::Closed => Error::ReadOnly,
+        damaged @ (StoreError::Damaged { .. }
+        | StoreError::WrongUuid { .. }
+        | StoreError::NotFormatted(_)) => Error::Damaged(damaged.to_string()),
         other => Error::Heap(other.to_string()),
+    }
+}
+
+/// What it means here that the store cannot say that a change is durable.
+#[cold]
+pub(crate) fn not_persisted(error: StoreError) -> Error {
+    match error {
+        StoreError::ReadOnly(_) => Error::NotDurable,
+        other => from_store(other),
     }
 }
 
 /// What an error of the block tier's media means here.
 #[cold]
 pub(crate) fn from_media(error: MediaError) -> Error {
-    Error::Heap(format!("block tier: {error}"))
+    match error {
+        MediaError::Full(_) => Error::NoSpace("device of the block tier"),
+        other => Error::Heap(format!("block tier: {other}")),
+    }
 }

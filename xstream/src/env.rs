@@ -2,6 +2,19 @@
 
 use crate::{Clock, CoreId, Fabric, Locals, Mailbox, Media, Rng, Spawn};
 
+/// A bug that the simulator plants to see whether its checks notice it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// A flush is acknowledged before the log is durable.
+    EarlyFlush,
+    /// What a handle had not committed stays when it is closed or evicted.
+    SkippedDiscard,
+    /// A read at an epoch sees what was written at later ones.
+    ReadBeyondEpoch,
+    /// Data that was loaded is not compared with its checksum.
+    SkippedChecksum,
+}
+
 /// The world in which a service runs: real, or simulated.
 ///
 /// A value of it is a cheap handle (clones share the xstream's state) and stays on its thread.
@@ -35,4 +48,10 @@ pub trait Env: Clone + 'static {
     fn locals(&self) -> &Locals;
     /// Which xstream of the process this is; 0 is the service xstream.
     fn core(&self) -> CoreId;
+
+    /// Whether this bug was planted. Only the simulated world plants any; everywhere else this is known to be false when
+    /// the code is compiled, and nothing is left of it.
+    fn planted(&self, _bug: Bug) -> bool {
+        false
+    }
 }

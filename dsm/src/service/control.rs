@@ -76,6 +76,9 @@ pub struct Control<E: Env> {
     pub(super) env: E,
     pub(super) config: ServiceConfig,
     pub(super) pools: RefCell<BTreeMap<Uuid, Rc<PoolState<E>>>>,
+    /// Pools that are on media and could not be opened, and why. What a client asks of one, or of something that may be
+    /// in one, is answered with that, and never with "there is no such thing".
+    pub(super) broken: RefCell<BTreeMap<Uuid, Refusal>>,
     /// Pools that are being made or destroyed.
     pub(super) busy: RefCell<BTreeSet<Uuid>>,
     pub(super) addresses: RefCell<Vec<Vec<Address>>>,
@@ -96,6 +99,7 @@ pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfi
         env: env.clone(),
         config,
         pools: RefCell::default(),
+        broken: RefCell::default(),
         busy: RefCell::default(),
         addresses: RefCell::default(),
         ready: Cell::new(false),
@@ -196,7 +200,17 @@ impl<E: Env> Control<E> {
                 return tables.info(pool.uuid, handle);
             }
         }
-        Err(Refusal::new(Status::BAD_HANDLE, "the container handle is not open"))
+        Err(self.unless_broken(Refusal::new(Status::BAD_HANDLE, "the container handle is not open")))
+    }
+
+    /// What to answer about something that no open pool has: if there are pools that could not be opened, it may be there.
+    pub(super) fn unless_broken(&self, missing: Refusal) -> Refusal {
+        match self.broken.borrow().first_key_value() {
+            Some((pool, why)) => {
+                Refusal::new(why.status, format!("pool {pool} cannot be opened: {}", why.message))
+            }
+            None => missing,
+        }
     }
 
     /// Who asks: as the kernel says, or as the client says if that is enough here.
@@ -217,7 +231,8 @@ impl<E: Env> Control<E> {
         let pools = self.pools.borrow();
         let open = |pool: &&Rc<PoolState<E>>| pool.tables.borrow().owners.contains_key(&handle);
         let pool = pools.values().find(open).cloned();
-        let pool = pool.ok_or_else(|| Refusal::new(Status::BAD_HANDLE, "the handle is not open"))?;
+        let missing = || self.unless_broken(Refusal::new(Status::BAD_HANDLE, "the handle is not open"));
+        let pool = pool.ok_or_else(missing)?;
         self.used(&pool, handle, responder);
         Ok(pool)
     }
@@ -328,6 +343,7 @@ impl<E: Env> Control<E> {
             // A pool that cannot be opened stays on media: somebody may be able to repair it.
             if let Err(refusal) = self.open_pool(uuid).await {
                 tracing::error!(pool = %uuid, error = refusal.message, "the pool cannot be opened");
+                self.broken.borrow_mut().insert(uuid, refusal);
             }
         }
         Ok(())

@@ -78,7 +78,11 @@ impl<E: Env> Control<E> {
             }
         };
         let missing = || Refusal::new(Status::NOT_FOUND, format!("there is no pool {name}"));
-        found.cloned().ok_or_else(missing)
+        found.cloned().ok_or_else(|| match name {
+            Name::Uuid(uuid) => self.broken.borrow().get(uuid).cloned().unwrap_or_else(missing),
+            // The label of a pool that could not be opened is not known.
+            Name::Label(_) => self.unless_broken(missing()),
+        })
     }
 
     async fn pool_create(&self, request: PoolCreate, asking: Identity) -> Result<PoolEntry, Refusal> {
@@ -86,6 +90,10 @@ impl<E: Env> Control<E> {
         if let Some(pool) = self.pools.borrow().get(&uuid) {
             // The reply to an earlier request was lost.
             return Ok(entry(pool));
+        }
+        if let Some(why) = self.broken.borrow().get(&uuid) {
+            // It was made, and what is left of it must not be overwritten.
+            return Err(why.clone());
         }
         if let Some(label) = &request.label
             && self.pool_named(&Name::Label(label.clone())).is_ok()
@@ -169,6 +177,11 @@ impl<E: Env> Control<E> {
     }
 
     async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
+        if let Name::Uuid(uuid) = request.pool
+            && self.broken.borrow().contains_key(&uuid)
+        {
+            return self.destroy_broken(uuid).await;
+        }
         let pool = match self.pool_named(&request.pool) {
             Ok(pool) => pool,
             // By UUID: what is not there has been destroyed, by a request whose reply was lost.
@@ -191,6 +204,20 @@ impl<E: Env> Control<E> {
         pool.committed.notify_all();
         self.pool_remove(pool.uuid).await;
         self.busy.borrow_mut().remove(&pool.uuid);
+        Ok(result?)
+    }
+
+    /// Destroys a pool that could not be opened.
+    async fn destroy_broken(&self, uuid: Uuid) -> Result<(), Refusal> {
+        if !self.busy.borrow_mut().insert(uuid) {
+            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
+        }
+        let result = self.env.media().remove(&format!("{}/{MARKER}", pool_directory(uuid))).await;
+        if result.is_ok() {
+            self.broken.borrow_mut().remove(&uuid);
+            self.pool_remove(uuid).await;
+        }
+        self.busy.borrow_mut().remove(&uuid);
         Ok(result?)
     }
 

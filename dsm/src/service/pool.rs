@@ -33,7 +33,8 @@ impl<E: Env> Control<E> {
             pool::DISCONNECT => match self.pool_of(ask.handle, &ask.responder) {
                 Ok(pool) => answer(&self.disconnect(&pool, ask.handle).await?),
                 // It was closed, and the reply was lost.
-                Err(_) => answer(&()),
+                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&()),
+                Err(refusal) => Err(refusal),
             },
             pool::QUERY => answer(&self.query(ask).await?),
             pool::LIST_CONTAINERS => answer(&self.list_containers(ask)?),
@@ -50,6 +51,9 @@ impl<E: Env> Control<E> {
             return Err(Refusal::new(Status::INVALID, "a handle needs a UUID"));
         }
         let pool = self.pool_named(&request.pool)?;
+        if pool.tables.borrow().leaving.contains(&ask.handle) {
+            return Err(Refusal::new(Status::BAD_HANDLE, "the pool handle is being closed"));
+        }
         let granted = pool.tables.borrow().record.ownership.grants(identity);
         permit(granted, request.capabilities.with(Capabilities::READ)).map_err(|refusal| Refusal {
             status: Status::ACCESS_DENIED,
@@ -70,8 +74,18 @@ impl<E: Env> Control<E> {
         Ok(PoolConnected { uuid: pool.uuid, map, granted })
     }
 
-    /// Closes a pool handle: first the container handles that were opened with it.
+    /// Closes a pool handle: first the container handles that were opened with it. Meanwhile no others are opened with it
+    /// (simulator, seed 123: one was, and stayed open as long as its user's connection).
     pub(super) async fn disconnect(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
+        let first = pool.tables.borrow_mut().leaving.insert(handle);
+        let result = self.disconnect_everywhere(pool, handle).await;
+        if first {
+            pool.tables.borrow_mut().leaving.remove(&handle);
+        }
+        result
+    }
+
+    async fn disconnect_everywhere(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
         let opened_with_it: Vec<_> = {
             let tables = pool.tables.borrow();
             let open = tables.container_of.iter().filter(|(other, container)| {

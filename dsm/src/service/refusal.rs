@@ -51,7 +51,7 @@ pub fn vos_status(error: &VosError) -> Status {
         VosError::LogFull => Status::BUSY,
         VosError::ReadOnly => Status::READ_ONLY,
         VosError::BadChecksum { .. } => Status::BAD_CHECKSUM,
-        VosError::Corrupt { .. } | VosError::UnknownFormat { .. } => Status::CORRUPT,
+        VosError::Corrupt { .. } | VosError::UnknownFormat { .. } | VosError::Damaged(_) => Status::CORRUPT,
         _ => Status::MEDIA_FAILED,
     }
 }

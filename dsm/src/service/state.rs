@@ -5,7 +5,11 @@
 //! * Memory and the metadata store agree: both are changed in one step without suspension, or neither is.
 //! * Who owns a handle (a connection) is volatile. After a restart nobody does, until a request with the handle arrives.
 
-use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use daos_types::Epoch;
 use daos_vos::Pool;
@@ -45,6 +49,8 @@ pub struct Tables {
     pub map: PoolMap,
     /// Open pool handles.
     pub handles: BTreeMap<Uuid, PoolHandleRecord>,
+    /// Pool handles that are being closed: nothing is opened with them any more.
+    pub leaving: BTreeSet<Uuid>,
     /// Containers.
     pub containers: BTreeMap<Uuid, ContainerState>,
     /// Container of each open container handle.
@@ -96,6 +102,7 @@ impl<E: Env> PoolState<E> {
             record,
             map,
             handles: BTreeMap::new(),
+            leaving: BTreeSet::new(),
             containers: BTreeMap::new(),
             container_of: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -232,6 +239,7 @@ impl Tables {
         let record = self
             .handles
             .get(&handle)
+            .filter(|_| !self.leaving.contains(&handle))
             .ok_or_else(|| Refusal::new(Status::BAD_HANDLE, "the pool handle is not open"))?;
         permit(record.capabilities, needed)?;
         Ok(record)

@@ -20,11 +20,13 @@ use crate::placement::{PlacedTarget, Placement, Standing};
 pub struct Container<E: Env> {
     objects: ObjectIo<E>,
     placement: Rc<RefCell<Rc<Placement>>>,
+    /// Of every change.
+    flags: u16,
 }
 
 impl<E: Env> Clone for Container<E> {
     fn clone(&self) -> Self {
-        Self { objects: self.objects.clone(), placement: self.placement.clone() }
+        Self { objects: self.objects.clone(), placement: self.placement.clone(), flags: self.flags }
     }
 }
 
@@ -32,7 +34,13 @@ impl<E: Env> Container<E> {
     /// Spreads objects over the targets of an open container.
     pub fn new(handle: &ContainerHandle<E>) -> Self {
         let placement = Rc::new(placement_of(&handle.pool().map()));
-        Self { objects: handle.objects(), placement: Rc::new(RefCell::new(placement)) }
+        let placement = Rc::new(RefCell::new(placement));
+        Self { objects: handle.objects(), placement, flags: flags::LAST_WINS }
+    }
+
+    /// The same, with changes that are acknowledged only once they survive any crash.
+    pub fn durable(&self) -> Self {
+        Self { flags: self.flags | flags::DURABLE, ..self.clone() }
     }
 
     /// The container handle.
@@ -107,7 +115,7 @@ impl<E: Env> TargetObjects for Container<E> {
         let records: Vec<UpdateRecord<'_>> =
             records.iter().map(|(key, value)| UpdateRecord::Value { key, value }).collect();
         let dkey = dkey.unwrap_or_default();
-        Ok(self.objects.update(address(at), epoch, flags::LAST_WINS, dkey, &records).await?)
+        Ok(self.objects.update(address(at), epoch, self.flags, dkey, &records).await?)
     }
 
     async fn fetch(
@@ -141,8 +149,7 @@ impl<E: Env> TargetObjects for Container<E> {
         offset: u64,
         data: IoBuffer,
     ) -> (IoBuffer, Result<(), DsrError>) {
-        let (data, result) =
-            self.objects.write(address(at), epoch, flags::LAST_WINS, None, offset, data).await;
+        let (data, result) = self.objects.write(address(at), epoch, self.flags, None, offset, data).await;
         (data, result.map_err(DsrError::from))
     }
 
@@ -170,7 +177,7 @@ impl<E: Env> TargetObjects for Container<E> {
 
     async fn punch(&self, at: TargetRef, epoch: Epoch, punch: Punch<'_>) -> Result<(), DsrError> {
         let at = address(at);
-        let last_wins = flags::LAST_WINS;
+        let last_wins = self.flags;
         let keys = |keys: &[&[u8]]| -> Vec<Vec<u8>> { keys.iter().map(|key| key.to_vec()).collect() };
         let (dkey, keys) = match punch {
             Punch::Object => {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use daos_dsr::client::{Extent, ExtentKind, Fetched};
 use daos_types::{ObjectId, ObjectType};
 
-use super::{Answer, CommitKey, Cover, HandleKey, Model, Place, Standing, Version, byte, content};
+use super::{Answer, Change, CommitKey, Cover, HandleKey, Model, Place, Standing, Version, byte, content};
 use crate::violation::Rule;
 
 /// From where a read looks.
@@ -23,6 +23,19 @@ struct Candidate {
     answer: Answer,
     /// The commit in doubt that it belongs to.
     commit: Option<CommitKey>,
+    /// As in [`Version`].
+    durable_since: Option<u64>,
+}
+
+const MISS: Candidate = Candidate { answer: Answer::Miss, commit: None, durable_since: None };
+
+/// Where somebody has looked.
+#[derive(Clone, Copy)]
+struct Asked {
+    container: usize,
+    object: ObjectId,
+    epoch: u64,
+    view: View,
 }
 
 impl Model {
@@ -37,24 +50,24 @@ impl Model {
     ) -> Vec<Candidate> {
         let mut found: Vec<Candidate> = Vec::new();
         let Some(versions) = self.containers[container].objects.get(&object) else {
-            return vec![Candidate { answer: Answer::Miss, commit: None }];
+            return vec![MISS];
         };
         let mut relevant: Vec<&Version> =
             versions.iter().filter(|version| version.epoch <= epoch && version.cover.covers(place)).collect();
         relevant.sort_by_key(|version| (version.epoch, version.change));
         let mut passed: BTreeSet<CommitKey> = BTreeSet::new();
         for version in relevant.into_iter().rev() {
-            let answer = version.answer();
+            let (answer, durable_since) = (version.answer(), version.durable_since);
             let own = view == View::Own(version.handle);
             let (maybe, commit) = match version.standing {
                 Standing::Committed => {
-                    found.push(Candidate { answer, commit: None });
+                    found.push(Candidate { answer, commit: None, durable_since });
                     return found;
                 }
                 Standing::InCommit(commit) => (passed.insert(commit), Some(commit)),
                 Standing::Abandoned => (view != View::Committed, None),
                 Standing::Visible | Standing::Durable if own => {
-                    found.push(Candidate { answer, commit: None });
+                    found.push(Candidate { answer, commit: None, durable_since });
                     return found;
                 }
                 Standing::Doubtful if own => (true, None),
@@ -62,11 +75,37 @@ impl Model {
                 _ => (self.handles[version.handle].commit.is_some(), None),
             };
             if maybe {
-                found.push(Candidate { answer, commit });
+                found.push(Candidate { answer, commit, durable_since: None });
             }
         }
-        found.push(Candidate { answer: Answer::Miss, commit: None });
+        found.push(MISS);
         found
+    }
+
+    /// Which rule is broken, if none of the candidates was found.
+    fn classify(&self, asked: Asked, candidates: &[Candidate], matches: impl Fn(Answer) -> bool) -> Rule {
+        let container = &self.containers[asked.container];
+        let versions = container.objects.get(&asked.object).into_iter().flatten();
+        let gone = container.gone.get(&asked.object).into_iter().flatten();
+        let written = |change: Change| matches(Answer::Written(change));
+        let expected = candidates.last().and_then(|candidate| candidate.durable_since);
+        if versions.clone().any(|version| version.epoch > asked.epoch && written(version.change)) {
+            Rule::ReadEpoch
+        } else if gone.clone().any(|(change, _)| written(*change)) {
+            Rule::Discard
+        } else if self.damaged
+            && !versions.clone().any(|version| written(version.change))
+            && !matches(Answer::Miss)
+            && !matches(Answer::Punched)
+        {
+            Rule::Checksum
+        } else if expected.is_some_and(|life| life < self.engine_life) {
+            Rule::Durability
+        } else if asked.view == View::Committed {
+            Rule::CommittedEpochs
+        } else {
+            Rule::OwnWrites
+        }
     }
 
     /// Compares what was found with what may be; settles what that settles.
@@ -74,19 +113,19 @@ impl Model {
         &mut self,
         what: impl Fn() -> String,
         candidates: &[Candidate],
-        view: View,
+        asked: Asked,
         matches: impl Fn(Answer) -> bool,
         found: impl Fn() -> String,
     ) {
         self.comparisons += 1;
         let mut fitting = candidates.iter().enumerate().filter(|(_, candidate)| matches(candidate.answer));
         let Some((place, candidate)) = fitting.next() else {
-            let rule = if view == View::Committed { Rule::CommittedEpochs } else { Rule::OwnWrites };
+            let rule = self.classify(asked, candidates, &matches);
             let expected: Vec<Answer> = candidates.iter().map(|candidate| candidate.answer).collect();
             let story = format!("{}: found {}, expected one of {expected:?}", what(), found());
             return self.violate(rule, story);
         };
-        if view != View::Committed || fitting.next().is_some() {
+        if asked.view != View::Committed || fitting.next().is_some() {
             return;
         }
         for skipped in &candidates[..place] {
@@ -145,7 +184,7 @@ impl Model {
             },
             other => format!("{other:?}"),
         };
-        self.compare(what, &candidates, view, matches, shown);
+        self.compare(what, &candidates, Asked { container, object, epoch, view }, matches, shown);
     }
 
     /// A range of an array was read.
@@ -189,7 +228,8 @@ impl Model {
             let what = || {
                 format!("container {container} array {object} bytes {from}..{to} at epoch {epoch} ({view:?})")
             };
-            self.compare(what, &candidates, view, matches, || format!("{kind:?}"));
+            let asked = Asked { container, object, epoch, view };
+            self.compare(what, &candidates, asked, matches, || format!("{kind:?}"));
         }
     }
 
@@ -277,7 +317,9 @@ impl Model {
     }
 
     fn lengths(&self, container: usize, object: ObjectId) -> Vec<(u64, usize)> {
-        let versions = self.containers[container].objects.get(&object).into_iter().flatten();
-        versions.filter_map(|version| Some((version.change, version.length?))).collect()
+        let container = &self.containers[container];
+        let versions = container.objects.get(&object).into_iter().flatten();
+        let known = versions.filter_map(|version| Some((version.change, version.length?)));
+        known.chain(container.gone.get(&object).into_iter().flatten().copied()).collect()
     }
 }

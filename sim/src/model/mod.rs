@@ -32,6 +32,8 @@ pub struct ContainerModel {
     pub hce_told: u64,
     /// Snapshots that anybody has asked for.
     pub snapshots: BTreeMap<u64, SnapshotModel>,
+    /// Changes that were discarded, to know them if they turn up again.
+    pub gone: BTreeMap<ObjectId, Vec<(Change, usize)>>,
 }
 
 /// One epoch of which a snapshot was asked for.
@@ -63,6 +65,8 @@ pub struct HandleModel {
     pub threatened: bool,
     /// Its commit under way.
     pub commit: Option<CommitKey>,
+    /// Media failed while its LHE was changed: the next answer tells what it is.
+    pub unsure: bool,
 }
 
 /// A commit of one or more handles.
@@ -87,6 +91,14 @@ pub struct Model {
     pub handles: Vec<HandleModel>,
     /// Counts the lives of the engine.
     pub engine_life: u64,
+    /// The engine's media fail, or have failed in this life of it.
+    pub sick: bool,
+    /// The last life of the engine of which that was so.
+    sick_life: u64,
+    /// What media hold was changed behind the engine's back.
+    pub damaged: bool,
+    /// Reads that were refused for that.
+    pub refused_reads: u64,
     /// Operations that ended well, for the summary.
     pub operations: u64,
     /// Values, extents and listings that were compared.
@@ -103,6 +115,10 @@ impl Default for Model {
             containers: Vec::new(),
             handles: Vec::new(),
             engine_life: 1,
+            sick: false,
+            sick_life: 0,
+            damaged: false,
+            refused_reads: 0,
             operations: 0,
             comparisons: 0,
             commits: Vec::new(),
@@ -134,6 +150,7 @@ impl Model {
             claims: BTreeSet::new(),
             hce_told: 0,
             snapshots: BTreeMap::new(),
+            gone: BTreeMap::new(),
         });
     }
 
@@ -150,6 +167,7 @@ impl Model {
             revoked: false,
             threatened: false,
             commit: None,
+            unsure: false,
         });
         self.told(key, before, state);
         key
@@ -209,6 +227,9 @@ impl Model {
             wrong.push("interrupted, but the engine has not restarted since it was clean".to_owned());
         }
         known.lre = known.lre.max(state.lre.0);
+        if std::mem::take(&mut known.unsure) {
+            known.lhe = lhe;
+        }
         let told = &mut self.containers[container].hce_told;
         *told = (*told).max(hce);
         if !wrong.is_empty() {
@@ -236,7 +257,8 @@ impl Model {
     ) -> Change {
         self.changes += 1;
         let change = self.changes;
-        let version = Version { change, epoch, handle, cover, length, standing: Standing::Doubtful };
+        let standing = Standing::Doubtful;
+        let version = Version { change, epoch, handle, cover, length, standing, durable_since: None };
         self.container_of(handle).objects.entry(object).or_default().push(version);
         self.issued_in.insert(change, self.engine_life);
         change
@@ -252,14 +274,18 @@ impl Model {
         durable: bool,
     ) {
         self.succeeded(handle, before);
-        let same_life = self.issued_in.remove(&change) == Some(self.engine_life);
+        let life = self.engine_life;
+        let same_life = self.issued_in.remove(&change) == Some(life);
         let versions = self.container_of(handle).objects.entry(object).or_default();
         let version = versions.iter_mut().find(|version| version.change == change);
         if let Some(version) = version
             && version.standing == Standing::Doubtful
         {
             version.standing = match (durable, same_life) {
-                (true, _) => Standing::Durable,
+                (true, _) => {
+                    version.durable_since = Some(life);
+                    Standing::Durable
+                }
                 (false, true) => Standing::Visible,
                 // The answer may be that of the life that was lost.
                 (false, false) => Standing::Doubtful,
@@ -285,11 +311,13 @@ impl Model {
 
     /// A flush was acknowledged.
     pub fn flushed(&mut self, handle: HandleKey, changes: &BTreeSet<Change>) {
+        let life = self.engine_life;
         self.each_of(handle, |version| {
             if changes.contains(&version.change)
                 && matches!(version.standing, Standing::Visible | Standing::Doubtful)
             {
                 version.standing = Standing::Durable;
+                version.durable_since.get_or_insert(life);
             }
             true
         });
@@ -351,10 +379,12 @@ impl Model {
             return;
         }
         self.commits[commit].done = Some(done);
+        let life = self.engine_life;
         for (handle, epoch) in self.commits[commit].parts.clone() {
             self.handles[handle].commit = None;
             let dead = self.handles[handle].dead;
             if !done {
+                self.handles[handle].unsure = true;
                 self.each_of(
                     handle,
                     |version| !matches!(version.standing, Standing::InCommit(key) if key == commit),
@@ -369,6 +399,7 @@ impl Model {
                         unflushed = Some(version.change);
                     }
                     version.standing = Standing::Committed;
+                    version.durable_since.get_or_insert(life);
                 }
                 true
             });
@@ -444,6 +475,9 @@ impl Model {
 
     /// The engine has crashed: what was not durable is in doubt.
     pub fn crashed(&mut self) {
+        if self.sick {
+            self.sick_life = self.engine_life;
+        }
         self.engine_life += 1;
         for container in &mut self.containers {
             for version in container.objects.values_mut().flatten() {
@@ -454,14 +488,32 @@ impl Model {
         }
     }
 
+    /// Media begin to fail, or have failed in this life of the engine.
+    pub fn sicken(&mut self) {
+        self.sick = true;
+        self.sick_life = self.engine_life;
+    }
+
+    /// Whether an answer that media have failed may come now: it may have been given by the life before.
+    pub fn may_be_sick(&self) -> bool {
+        self.sick || self.engine_life <= self.sick_life + 1
+    }
+
     fn container_of(&mut self, handle: HandleKey) -> &mut ContainerModel {
         &mut self.containers[self.handles[handle].container]
     }
 
     /// Goes over all changes of a handle; keeps those for which `keep` says so.
     fn each_of(&mut self, handle: HandleKey, mut keep: impl FnMut(&mut Version) -> bool) {
-        for versions in self.container_of(handle).objects.values_mut() {
-            versions.retain_mut(|version| version.handle != handle || keep(version));
+        let ContainerModel { objects, gone, .. } = self.container_of(handle);
+        for (object, versions) in objects {
+            versions.retain_mut(|version| {
+                let kept = version.handle != handle || keep(version);
+                if let (false, Some(length)) = (kept, version.length) {
+                    gone.entry(*object).or_default().push((version.change, length));
+                }
+                kept
+            });
         }
     }
 }

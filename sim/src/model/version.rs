@@ -93,6 +93,8 @@ pub struct Version {
     pub length: Option<usize>,
     /// What is known of it.
     pub standing: Standing,
+    /// The life of the engine that acknowledged it as durable: by a flush, a commit, or by itself.
+    pub durable_since: Option<u64>,
 }
 
 /// What is found at a place.

@@ -2,7 +2,7 @@
 
 use daos_dsr::client::{Anchor, Array, Document, DsrError, Kv, enumerate_objects};
 use daos_types::{Epoch, ObjectType};
-use daos_xstream::IoBuffer;
+use daos_xstream::{IoBuffer, rpc::Status};
 
 use super::{Client, Session, Trouble};
 use crate::{
@@ -54,8 +54,20 @@ impl Session {
                 self.client.shared.model.borrow_mut().succeeded(self.key, before);
                 Ok(())
             }
+            Err(error) if self.is_damage(&error) => {
+                self.client.log(|| format!("handle {} reads damage: {error}", self.key));
+                self.client.shared.model.borrow_mut().refused_reads += 1;
+                Ok(())
+            }
             Err(error) => Err(self.dsr_trouble(&format!("read at epoch {epoch}"), &error)),
         }
+    }
+
+    /// Whether an error says that media no longer hold what was written, when that may be so.
+    fn is_damage(&self, error: &DsrError) -> bool {
+        let statuses = [Status::BAD_CHECKSUM.0, Status::MEDIA_FAILED.0];
+        let damaged = self.client.shared.model.borrow().damaged;
+        damaged && matches!(error, DsrError::Target { status, .. } if statuses.contains(status))
     }
 
     async fn try_read(&self, part: &Part, epoch: u64, view: View) -> Result<(), DsrError> {

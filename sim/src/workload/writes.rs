@@ -6,7 +6,7 @@ use daos_xstream::{IoBuffer, join_all};
 
 use super::{Session, Trouble};
 use crate::{
-    model::{Cover, SnapshotModel, content},
+    model::{CommitKey, Cover, SnapshotModel, content},
     objects::{Part, RANGE_BYTES, RANGES},
     violation::Rule,
 };
@@ -16,6 +16,8 @@ struct Deed {
     part: Part,
     cover: Cover,
     length: Option<usize>,
+    /// To be acknowledged only when it survives any crash.
+    durable: bool,
 }
 
 impl Session {
@@ -24,7 +26,16 @@ impl Session {
         for _ in 0..=self.client.roll(3) {
             match self.transaction().await {
                 Ok(()) => {}
-                Err(Trouble::Undo) => self.undo().await?,
+                Err(Trouble::Undo | Trouble::Sick) => {
+                    if self.client.roll(2) == 0 {
+                        // What was durable must still be there.
+                        match self.read_own(1 << 40).await {
+                            Ok(()) | Err(Trouble::Undo | Trouble::Sick) => {}
+                            Err(Trouble::Gone) => return Err(Trouble::Gone),
+                        }
+                    }
+                    self.undo().await?;
+                }
                 Err(Trouble::Gone) => return Err(Trouble::Gone),
             }
         }
@@ -90,8 +101,9 @@ impl Session {
     fn decide(&self, part: Part) -> Deed {
         let client = &self.client;
         let object_type = part.object.object_type();
+        let durable = client.roll(5) == 0;
         if part.own && client.roll(25) == 0 {
-            return Deed { part, cover: Cover::Object, length: None };
+            return Deed { part, cover: Cover::Object, length: None, durable };
         }
         let punch = client.roll(5) == 0;
         if object_type == ObjectType::Array {
@@ -99,13 +111,13 @@ impl Session {
             let longest = if client.roll(3) == 0 { RANGE_BYTES / 2 } else { 500 };
             let length = 1 + client.roll(longest);
             let cover = Cover::Extent(start..start + length);
-            return Deed { part, cover, length: (!punch).then_some(length as usize) };
+            return Deed { part, cover, length: (!punch).then_some(length as usize), durable };
         }
         let first = client.roll(part.keys.len() as u64) as usize;
         let (dkey, _) = &part.keys[first];
         if object_type == ObjectType::Document && punch && client.roll(3) == 0 {
             let cover = Cover::Dkey(dkey.clone());
-            return Deed { part, cover, length: None };
+            return Deed { part, cover, length: None, durable };
         }
         let same_dkey = part.keys.iter().filter(|(other, _)| other == dkey);
         let count = 1 + client.roll(3) as usize;
@@ -115,11 +127,11 @@ impl Session {
             1..=3 => 1_000 + client.roll(4_000),
             _ => 8 + client.roll(100),
         };
-        Deed { part, cover: Cover::Keys(keys), length: (!punch).then_some(length as usize) }
+        Deed { part, cover: Cover::Keys(keys), length: (!punch).then_some(length as usize), durable }
     }
 
     async fn change(&self, epoch: u64, deed: Deed) -> Result<(), Trouble> {
-        let Deed { part, cover, length } = deed;
+        let Deed { part, cover, length, durable } = deed;
         let (change, before) = {
             let mut model = self.client.shared.model.borrow_mut();
             let change = model.change(self.key, part.object, epoch, cover.clone(), length);
@@ -127,14 +139,18 @@ impl Session {
         };
         self.client.log(|| {
             let object = part.object;
-            format!("handle {} begins {change} of {object} at {epoch}: {cover:?} {length:?}", self.key)
+            let durable = if durable { ", durable" } else { "" };
+            format!(
+                "handle {} begins {change} of {object} at {epoch}: {cover:?} {length:?}{durable}",
+                self.key
+            )
         });
-        let result = self.issue(Epoch(epoch), &part, &cover, length, change).await;
+        let result = self.issue(Epoch(epoch), &part, &cover, length, (change, durable)).await;
         match result {
             Ok(()) => {
                 self.client.log(|| format!("handle {} has done {change}", self.key));
                 let mut model = self.client.shared.model.borrow_mut();
-                model.changed(self.key, before, part.object, change, false);
+                model.changed(self.key, before, part.object, change, durable);
                 Ok(())
             }
             Err(error) => Err(self.dsr_trouble(&format!("change {change} at epoch {epoch}"), &error)),
@@ -147,9 +163,9 @@ impl Session {
         part: &Part,
         cover: &Cover,
         length: Option<usize>,
-        change: u64,
+        (change, durable): (u64, bool),
     ) -> Result<(), DsrError> {
-        let (targets, object) = (&self.targets, part.object);
+        let (targets, object) = (if durable { &self.durable } else { &self.targets }, part.object);
         let value = length.map(|length| match cover {
             Cover::Extent(range) => content(change, range.start, length),
             _ => content(change, 0, length),
@@ -225,6 +241,10 @@ impl Session {
             }
             Ok(_) => {}
             Err(Trouble::Gone) => return Err(Trouble::Gone),
+            Err(Trouble::Sick) => {
+                self.learn_fate(commit, epoch).await?;
+                return Err(Trouble::Undo);
+            }
             Err(Trouble::Undo) => {
                 // The engine answered, and so says that it has not been done.
                 client.shared.model.borrow_mut().committed(commit, false);
@@ -244,6 +264,21 @@ impl Session {
             1 => self.slip().await,
             2 | 3 => self.read_committed().await,
             _ => Ok(()),
+        }
+    }
+
+    /// Asks what became of a commit that was neither acknowledged nor refused.
+    async fn learn_fate(&self, commit: CommitKey, epoch: u64) -> Result<(), Trouble> {
+        loop {
+            self.client.recovery().await;
+            let asked = self.control("query", self.handle.epoch_query(), |model, _, state| {
+                model.committed(commit, state.hce.0 >= epoch);
+            });
+            match asked.await {
+                Ok(_) => return Ok(()),
+                Err(Trouble::Sick) => {}
+                Err(trouble) => return Err(trouble),
+            }
         }
     }
 

@@ -198,7 +198,11 @@ impl FileImage {
     fn damage(&mut self, sector: u64, change: impl FnOnce(&mut [u8])) {
         let mut bytes = sector_of(&self.live, sector);
         change(&mut bytes);
-        self.pending.remove(&sector);
+        // What is under way will be written all the same.
+        if let Some(versions) = self.pending.get_mut(&sector) {
+            versions.retain(|version| version.done.is_none());
+        }
+        self.pending.retain(|_, versions| !versions.is_empty());
         put(&mut self.live, sector, &bytes);
         put(&mut self.durable, sector, &bytes);
     }
@@ -210,6 +214,8 @@ pub(crate) struct DiskState {
     pub names: RefCell<BTreeMap<String, u64>>,
     pub capacity: Cell<u64>,
     pub failed: Cell<bool>,
+    /// How many of a million accesses fail.
+    pub failure_ppm: Cell<u32>,
     /// Flushes and durable writes are acknowledged and not made durable.
     pub lies: Cell<bool>,
     /// Counts the lives of the node, so that what an earlier life has begun does not end in this one.
@@ -225,6 +231,7 @@ impl Default for DiskState {
             names: RefCell::default(),
             capacity: Cell::new(u64::MAX),
             failed: Cell::new(false),
+            failure_ppm: Cell::new(0),
             lies: Cell::new(false),
             life: Cell::new(0),
             order: Cell::new(0),
@@ -233,10 +240,14 @@ impl Default for DiskState {
 }
 
 impl DiskState {
+    /// Bytes that all files take.
+    pub fn used(&self) -> u64 {
+        self.files.borrow().values().map(FileImage::footprint).sum()
+    }
+
     /// Whether `more` bytes fit.
     pub fn has_room(&self, more: u64) -> bool {
-        let used: u64 = self.files.borrow().values().map(FileImage::footprint).sum();
-        used.saturating_add(more) <= self.capacity.get()
+        self.used().saturating_add(more) <= self.capacity.get()
     }
 
     /// Whether a write finds room, or needs none.
@@ -283,6 +294,28 @@ impl DiskState {
             }
             exists
         })
+    }
+
+    /// A byte of a file that was ever written, by a number that is not larger than their count.
+    pub fn written_byte(&self, path: &str, choose: impl Fn(u64) -> u64) -> Option<u64> {
+        let number = self.names.borrow().get(path).copied()?;
+        let files = self.files.borrow();
+        let blocks = &files.get(&number)?.live;
+        if blocks.is_empty() {
+            return None;
+        }
+        let block = *blocks.keys().nth(choose(blocks.len() as u64) as usize)?;
+        Some(block * BLOCK_BYTES as u64 + choose(BLOCK_BYTES as u64))
+    }
+
+    /// A digest of what reads of a file see.
+    pub fn digest(&self, path: &str) -> Option<u32> {
+        let number = self.names.borrow().get(path).copied()?;
+        let files = self.files.borrow();
+        let live = &files.get(&number)?.live;
+        Some(live.iter().fold(0, |digest, (block, bytes)| {
+            crc32c::crc32c_append(crc32c::crc32c_append(digest, &block.to_le_bytes()), &bytes[..])
+        }))
     }
 
     pub fn list_files(&self) -> Vec<(String, u64)> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use daos_xstream::{
-    Class, Clock, CoreId, Env, Locals, Mailbox, MailboxError, Rng, Spawn, Time, WallTime, Work,
+    Bug, Class, Clock, CoreId, Env, Locals, Mailbox, MailboxError, Rng, Spawn, Time, WallTime, Work,
     sync::{Permit, Semaphore},
 };
 
@@ -101,6 +101,10 @@ impl Env for SimEnv {
 
     fn core(&self) -> CoreId {
         self.0.core
+    }
+
+    fn planted(&self, bug: Bug) -> bool {
+        self.0.clock.world.planted.get() == Some(bug)
     }
 }
 

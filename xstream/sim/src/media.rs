@@ -68,7 +68,7 @@ impl SimMedia {
     }
 
     fn check_failed(&self, path: &str) -> Result<(), MediaError> {
-        match self.disk.failed.get() {
+        match self.disk.failed.get() || self.world.decay.chance(self.disk.failure_ppm.get()) {
             true => Err(MediaError::Failed(format!("{path}: the device has failed"))),
             false => Ok(()),
         }

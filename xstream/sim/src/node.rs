@@ -155,6 +155,18 @@ impl Disk {
         self.state.failed.set(failed);
     }
 
+    /// From now on so many of a million accesses fail: reads, writes, flushes, changes of the name space. What failed may
+    /// have happened or not.
+    pub fn set_failure_rate(&self, parts_per_million: u32) {
+        self.record(8);
+        self.state.failure_ppm.set(parts_per_million);
+    }
+
+    /// Bytes that files take.
+    pub fn used(&self) -> u64 {
+        self.state.used()
+    }
+
     /// From now on flushes and durable writes are acknowledged without being made durable, until `lies` is false again:
     /// a bug on purpose, to see whether a test would notice one. No design survives it.
     pub fn set_lies(&self, lies: bool) {
@@ -172,6 +184,16 @@ impl Disk {
     pub fn flip_bit(&self, path: &str, bit: u64) -> bool {
         self.record(4);
         self.state.flip_bit(path, bit)
+    }
+
+    /// A byte, of the seed's choice, of those blocks of a file that were ever written.
+    pub fn written_byte(&self, path: &str) -> Option<u64> {
+        self.state.written_byte(path, |bound| self.world.weather.below(bound))
+    }
+
+    /// A digest of a file as reads see it.
+    pub fn digest(&self, path: &str) -> Option<u32> {
+        self.state.digest(path)
     }
 
     /// Paths and sizes of all files.

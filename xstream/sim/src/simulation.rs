@@ -2,6 +2,8 @@
 
 use std::{cell::RefCell, future::Future, rc::Rc, time::Duration};
 
+use daos_xstream::Bug;
+
 use crate::{
     env::SimEnv,
     node::{Loss, Node, NodeState},
@@ -110,6 +112,12 @@ impl Simulation {
     pub fn calm(&self) {
         self.world.calm.set(true);
         self.record(6, 0);
+    }
+
+    /// Plants a bug: from now on code that asks is told so.
+    pub fn plant(&self, bug: Bug) {
+        self.world.planted.set(Some(bug));
+        self.record(7, bug as u64);
     }
 
     /// Runs until `done` says so, at most for `limit` of virtual time.

@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use daos_xstream::Bug;
+
 use crate::{core::Core, network::Network, node::NodeState, random::Random};
 
 /// How a simulated world behaves. Ranges are (least, most) in nanoseconds; most draws are near the least.
@@ -107,6 +109,8 @@ pub(crate) struct World {
     pub steps: Cell<u64>,
     /// Nothing is lost at random any more.
     pub calm: Cell<bool>,
+    /// A bug on purpose.
+    pub planted: Cell<Option<Bug>>,
     pub schedule: Random,
     pub weather: Random,
     pub decay: Random,
@@ -128,6 +132,7 @@ impl World {
             now: Cell::new(0),
             steps: Cell::new(0),
             calm: Cell::new(false),
+            planted: Cell::new(None),
             schedule: Random::new(seed, 1),
             weather: Random::new(seed, 2),
             decay: Random::new(seed, 3),

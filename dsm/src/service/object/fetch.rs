@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use daos_types::{Checksum, Epoch, ObjectType};
 use daos_vos::{BlockRef, Container, Data, Error, FetchRequest, Fetched, Piece, ValueRef};
-use daos_xstream::{Class, Env, IoBuffer, RemoteBuffer, Spawn, rpc::Responder};
+use daos_xstream::{Bug, Class, Env, IoBuffer, RemoteBuffer, Spawn, rpc::Responder};
 use zerocopy::IntoBytes;
 
 use super::{ObjectService, fail};
 use crate::{
+    epochs::EPOCH_LAST,
     rpc::object::{
         FETCH_BULK, FetchHeader, FetchedPiece, FetchedRecord, ObjectRequest, Outcome, PieceKind, RecordKind,
         RecordRef,
@@ -82,7 +83,7 @@ impl<E: Env> ObjectService<E> {
         let room = responder.body_bytes_max() - HEADER_BYTES - RECORD_BYTES;
         let mut responder = Some(responder);
         let wanted = value_request(request, record);
-        let fetched = handle.container.fetch(&wanted, request.epoch(), |fetched| {
+        let fetched = handle.container.fetch(&wanted, epoch_of(&handle.container, request), |fetched| {
             let (outcome, data): (_, &[u8]) = match &fetched {
                 Fetched::Miss => (Outcome::Miss, &[]),
                 Fetched::Punched(epoch) => (Outcome::Punched(*epoch), &[]),
@@ -121,6 +122,14 @@ impl<E: Env> ObjectService<E> {
     }
 }
 
+/// The epoch at which a request reads.
+fn epoch_of<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>) -> Epoch {
+    match container.pool().env().planted(Bug::ReadBeyondEpoch) {
+        true => EPOCH_LAST,
+        false => request.epoch(),
+    }
+}
+
 fn value_outcome(value: &ValueRef<'_>) -> Outcome {
     Outcome::Value { epoch: value.epoch, checksum: value.checksum, length: value.length }
 }
@@ -150,7 +159,7 @@ fn find<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>, room: usi
                 let slot =
                     if request.is_bulk() && record.length > 0 { record.length as usize } else { data_room };
                 let wanted = value_request(request, &record);
-                container.fetch(&wanted, request.epoch(), |fetched| match fetched {
+                container.fetch(&wanted, epoch_of(container, request), |fetched| match fetched {
                     Fetched::Miss => found.records.push(FetchedRecord::new(Outcome::Miss, 0)),
                     Fetched::Punched(epoch) => {
                         found.records.push(FetchedRecord::new(Outcome::Punched(epoch), 0));
@@ -188,35 +197,41 @@ fn find_extent<E: Env>(
     let keys = document.then_some((request.dkey(), record.key));
     let range = record.offset..record.offset + record.length;
     let (mut covered, mut full, mut pieces) = (0u64, false, 0u32);
-    container.fetch_array(request.object(), keys, range, request.epoch(), |piece: Piece<'_>| {
-        let length = piece.range.end - piece.range.start;
-        let data_bytes = if matches!(piece.content, Fetched::Value(_)) { length as usize } else { 0 };
-        let needed = if request.is_bulk() { PIECE_BYTES } else { PIECE_BYTES + data_bytes };
-        full |= needed > body_room || data_bytes > data_room;
-        if full {
-            return;
-        }
-        body_room -= needed;
-        data_room -= data_bytes;
-        let place = base + (piece.range.start - record.offset);
-        let (kind, epoch) = match piece.content {
-            Fetched::Miss => (PieceKind::Miss, Epoch::ZERO),
-            Fetched::Punched(epoch) => (PieceKind::Punched, epoch),
-            Fetched::Value(data) => {
-                let checksum = match &data.data {
-                    Data::Inline(bytes) => Checksum(crc32c::crc32c(bytes)),
-                    // Computed once it has been loaded.
-                    Data::Stored(_) => Checksum(0),
-                };
-                let index = found.pieces.len();
-                found.add(place, Some(index), data.data);
-                (PieceKind::Data(checksum), data.epoch)
+    container.fetch_array(
+        request.object(),
+        keys,
+        range,
+        epoch_of(container, request),
+        |piece: Piece<'_>| {
+            let length = piece.range.end - piece.range.start;
+            let data_bytes = if matches!(piece.content, Fetched::Value(_)) { length as usize } else { 0 };
+            let needed = if request.is_bulk() { PIECE_BYTES } else { PIECE_BYTES + data_bytes };
+            full |= needed > body_room || data_bytes > data_room;
+            if full {
+                return;
             }
-        };
-        found.pieces.push(FetchedPiece::new(kind, epoch, length));
-        pieces += 1;
-        covered += length;
-    })?;
+            body_room -= needed;
+            data_room -= data_bytes;
+            let place = base + (piece.range.start - record.offset);
+            let (kind, epoch) = match piece.content {
+                Fetched::Miss => (PieceKind::Miss, Epoch::ZERO),
+                Fetched::Punched(epoch) => (PieceKind::Punched, epoch),
+                Fetched::Value(data) => {
+                    let checksum = match &data.data {
+                        Data::Inline(bytes) => Checksum(crc32c::crc32c(bytes)),
+                        // Computed once it has been loaded.
+                        Data::Stored(_) => Checksum(0),
+                    };
+                    let index = found.pieces.len();
+                    found.add(place, Some(index), data.data);
+                    (PieceKind::Data(checksum), data.epoch)
+                }
+            };
+            found.pieces.push(FetchedPiece::new(kind, epoch, length));
+            pieces += 1;
+            covered += length;
+        },
+    )?;
     found.records.push(FetchedRecord::new(Outcome::Extent { covered }, pieces));
     Ok(())
 }
