@@ -18,7 +18,7 @@ use daos_dsr::{
 use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
 use daos_xstream::{
     Address, Clock, Env, Pair, Rng,
-    rpc::{Call, Endpoint, EndpointConfig, Opcode},
+    rpc::{Call, Endpoint, EndpointConfig, Opcode, Status},
 };
 use daos_xstream_local::LocalFabric;
 use daos_xstream_ofi::{OfiConfig, OfiFabric};
@@ -442,9 +442,15 @@ impl<E: Env> Container<E> {
     /// Makes every automatic write that was complete before the call last; returns the committed epoch.
     pub async fn sync(&self) -> Result<Epoch, DaosError> {
         let next = self.next_epoch().await?;
-        self.flush(next).await?;
-        self.commit(next).await?;
-        Ok(next)
+        loop {
+            self.flush(next).await?;
+            match self.commit(next).await {
+                // A write that was under way came after the flush. There are only so many: those to come are in epochs
+                // after this one.
+                Err(DaosError::Service(error)) if error.status() == Status::NOT_FLUSHED => {}
+                outcome => return outcome.map(|()| next),
+            }
+        }
     }
 
     /// Takes a snapshot of the newest committed epoch (or of `epoch`) and returns it.

@@ -61,5 +61,5 @@ pub use daos_dsr::class;
 pub use daos_dsr::client::{
     Anchor, Container as Objects, DsrError, Extent, ExtentKind, Fetched, Page, ReadOutcome,
 };
-pub use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
+pub use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType, ParseError};
 pub use daos_xstream::IoBuffer;

@@ -142,8 +142,11 @@ impl<T: Store> Fs<T> {
         let fetched = document.fetch(epoch, layout::SUPERBLOCK_DKEY, &[PARAMETERS, NEXT_NUMBER]).await?;
         let mut values = fetched.into_iter().map(daos_dsr::client::Fetched::value);
         let parameters = values.next().flatten();
-        let parameters = parameters
-            .ok_or_else(|| FsError::NotMountable("the container holds no file system".to_owned()))?;
+        let parameters = parameters.ok_or_else(|| {
+            FsError::NotMountable(
+                "the container holds no file system: it was not made with type POSIX".to_owned(),
+            )
+        })?;
         let superblock = Superblock::decode(&parameters)?;
         let next = values.next().flatten().and_then(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
         let next =

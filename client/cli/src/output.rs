@@ -5,7 +5,9 @@
 
 use std::{io, process::ExitCode};
 
+use clap::Parser;
 use daos::{DaosError, copy::CopyError};
+use daos_xstream::rpc::Status;
 use serde::Serialize;
 
 /// The outcome of a command that worked.
@@ -34,6 +36,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// A failure with what to do about failures of this kind.
+    fn with_remedy(status: i32, message: String) -> Self {
+        match remedy(Status(status)) {
+            // Some messages say it themselves.
+            Some(remedy) if !message.contains(';') => Self::new(status, format!("{message}; {remedy}")),
+            _ => Self::new(status, message),
+        }
+    }
+
     /// A failure with an errno, or a number of our own, and what to do.
     pub fn new(status: i32, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
@@ -42,20 +53,58 @@ impl Failure {
 
 impl From<DaosError> for Failure {
     fn from(error: DaosError) -> Self {
-        Self::new(error.status(), error.to_string())
+        Self::with_remedy(error.status(), error.to_string())
     }
 }
 
 impl From<CopyError> for Failure {
     fn from(error: CopyError) -> Self {
-        Self::new(error.errno(), error.to_string())
+        Self::with_remedy(error.errno(), error.to_string())
     }
+}
+
+/// What to do about an error of this kind, where the error itself does not say it.
+fn remedy(status: Status) -> Option<&'static str> {
+    Some(match status {
+        Status::NOT_PERMITTED | Status::ACCESS_DENIED => {
+            "ask the owner of the pool or container for access, or work as another user"
+        }
+        Status::MEDIA_FAILED | Status::INTERNAL => "the engine's log says more",
+        Status::BUSY | Status::TRY_AGAIN | Status::NO_MEMORY | Status::BAD_HANDLE | Status::STALE_HANDLE => {
+            "run the command again"
+        }
+        Status::NO_SPACE => "free some space, or use a larger pool",
+        Status::SHUTTING_DOWN | Status::TIMED_OUT => {
+            "see whether the engine runs: dmg system query, or its log"
+        }
+        Status::BAD_CHECKSUM | Status::CORRUPT => {
+            "what is stored is damaged: an older --epoch or a copy may help"
+        }
+        Status::BAD_PROTOCOL => "use programs of the engine's version",
+        Status::INTERRUPTED => "nothing is committed: run the command again",
+        _ => return None,
+    })
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::new(error.raw_os_error().unwrap_or(5), error.to_string())
     }
+}
+
+/// Parses the command line; if it is wrong, says so (also as JSON, if that is asked for) and gives the exit code.
+pub fn parse<P: Parser>(program: &str) -> Result<P, ExitCode> {
+    P::try_parse().map_err(|error| {
+        let json = std::env::args().any(|argument| argument == "-j" || argument == "--json");
+        if !error.use_stderr() || !json {
+            error.exit();
+        }
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        let line = line.strip_prefix("error: ").unwrap_or(line).to_owned();
+        finish(program, true, Err(Failure::new(22, line)));
+        ExitCode::from(2)
+    })
 }
 
 /// Prints the outcome and turns it into the exit code: 0 worked, 1 failed (2 is a wrong command line, from clap).

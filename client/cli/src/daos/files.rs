@@ -81,10 +81,9 @@ async fn copy_in(
     })?;
     let opened = Opened::open(client, &to.pool, &to.container, OpenOptions::WRITE).await?;
     let copied = async {
-        let fs = opened.container.mount_for_copy().await?;
         let shown = bar.clone();
         let report = move |progress: &Progress| show(&shown, progress);
-        Ok(copy::import(client.env(), &fs, from, to.path.as_bytes(), options, report).await?)
+        Ok(copy::into_container(&opened.container, from, to.path.as_bytes(), options, report).await?)
     };
     let outcome = copied.await;
     copied_answer(opened.close(outcome).await, &bar)

@@ -7,18 +7,21 @@ mod objects;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use daos::{Client, Container, OpenOptions, Pool};
 
 use self::arguments::{Command, ContainerPath, Daos, PoolCommand};
 use crate::{
-    output::{Answer, Failure, finish},
+    output::{Answer, Failure, finish, parse},
     pools,
 };
 
 /// The program.
 pub fn main() -> ExitCode {
-    let arguments = Daos::parse();
+    let arguments: Daos = match parse("daos") {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     if let Command::Completion { shell } = arguments.command {
         clap_complete::generate(shell, &mut Daos::command(), "daos", &mut std::io::stdout());
         return ExitCode::SUCCESS;

@@ -7,7 +7,8 @@ use std::{
 };
 
 use daos::{
-    Anchor, Array, At, Client, Epoch, Fetched, KeyOrder, Kv, ObjectId, ObjectType, OpenOptions, class,
+    Anchor, Array, At, Client, Epoch, Fetched, KeyOrder, Kv, ObjectId, ObjectType, OpenOptions, ParseError,
+    class,
 };
 use serde_json::json;
 
@@ -183,7 +184,9 @@ fn object_id(text: &str, object_type: ObjectType) -> Result<ObjectId, Failure> {
     if let Ok(number) = text.parse::<u64>() {
         return Ok(ObjectId::new(object_type, KeyOrder::Hashed, KeyOrder::Hashed, class::SX, (0, 0, number)));
     }
-    let id: ObjectId = text.parse().map_err(|error| Failure::new(22, format!("{error}, or a number")))?;
+    let id: ObjectId = text.parse().map_err(|error: ParseError| {
+        Failure::new(22, format!("{text:?} is no object: {error}; write HIGH.MIDDLE.LOW, or a number N"))
+    })?;
     if id.object_type() != object_type {
         let what =
             format!("object {id} is of type {:?}, this command works on {object_type:?}", id.object_type());

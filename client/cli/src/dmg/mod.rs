@@ -4,7 +4,7 @@ mod arguments;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use daos::{Client, PoolSpec, TargetSpace};
 use daos_types::show_size;
 use daos_xstream::rpc::system::{self, SystemInfo};
@@ -14,14 +14,17 @@ use self::arguments::{
     Command, Dmg, PoolCommand, PoolSize, StorageCommand, StorageQuery, SystemCommand, TelemetryCommand,
 };
 use crate::{
-    output::{Answer, Failure, finish, table},
+    output::{Answer, Failure, finish, parse, table},
     pools,
     system::{TIMEOUT, printed},
 };
 
 /// The program.
 pub fn main() -> ExitCode {
-    let arguments = Dmg::parse();
+    let arguments: Dmg = match parse("dmg") {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
     if let Command::Completion { shell } = arguments.command {
         clap_complete::generate(shell, &mut Dmg::command(), "dmg", &mut std::io::stdout());
         return ExitCode::SUCCESS;
