@@ -7,6 +7,8 @@
 //!   epoch is immutable.
 //! * A handle's lowest held epoch (LHE) is above the handle's own HCE and above the container's.
 //! * The container's HCE is below every LHE: nothing is committed that a handle may still write.
+//! * What is committed was flushed, and not written again since: a write to an epoch that its handle has flushed is told
+//!   to this state machine before it is made ([`ContainerEpochs::rewritten`]), and takes the flush back.
 //! * What a handle wrote and did not commit is named by [`EpochRange`]s that the state machine hands out to be discarded,
 //!   before the handle or its hold disappears.
 //!
@@ -20,7 +22,10 @@
 //!   flush had reached. Such a handle is **interrupted**: flush and commit are refused until its uncommitted epochs are
 //!   discarded and can be written again. Otherwise an epoch could be committed of which a part was lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
+};
 
 use daos_types::{Cookie, Epoch, EpochRange};
 use serde::{Deserialize, Serialize};
@@ -46,6 +51,9 @@ pub struct HandleEpochs {
     /// Everything it wrote up to here is durable. Not stored: a restart makes it unknown.
     #[serde(skip)]
     pub flushed: Epoch,
+    /// How often a flush was taken back by a write that came after it. Not stored: it is only compared with itself.
+    #[serde(skip)]
+    pub rewrites: u64,
     /// A restart may have lost some of what it wrote and did not commit. Not stored: it follows from a restart.
     #[serde(skip)]
     pub interrupted: bool,
@@ -97,6 +105,13 @@ pub struct Before {
     state: ContainerHce,
 }
 
+/// A flush that is under way.
+#[derive(Clone, Copy, Debug)]
+pub struct FlushBegun {
+    epoch: Epoch,
+    rewrites: u64,
+}
+
 /// Why something about epochs was refused. Nothing has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -112,11 +127,20 @@ pub enum EpochError {
         /// The lowest held epoch; [`Epoch::MAX`] if nothing is held.
         lhe: Epoch,
     },
-    /// Writes up to the epoch have not been flushed. A retry helps after a flush.
-    #[error("epoch {epoch} is not flushed")]
+    /// Writes up to the epoch have not been flushed, or something was written after the flush. A retry helps after a
+    /// flush.
+    #[error("epoch {epoch} is not flushed since it was last written: flush it, then commit")]
     NotFlushed {
         /// The epoch asked for.
         epoch: Epoch,
+    },
+    /// The epoch is committed by this handle, and so is immutable. Write in a later one.
+    #[error("epoch {epoch} is committed and cannot be written any more: write in {next} or later")]
+    Committed {
+        /// The epoch asked for.
+        epoch: Epoch,
+        /// The first that can be written.
+        next: Epoch,
     },
     /// The engine has restarted and may have lost writes of uncommitted epochs. Discard them and write them again.
     #[error("the engine has restarted: uncommitted epochs must be discarded and written again")]
@@ -179,6 +203,11 @@ impl ContainerEpochs {
         self.snapshots.iter().copied()
     }
 
+    /// The container's snapshots after `after`, oldest first; all of them without it.
+    pub fn snapshots_after(&self, after: Option<Epoch>) -> impl Iterator<Item = Epoch> {
+        self.snapshots.range((after.map_or(Unbounded, Excluded), Unbounded)).copied()
+    }
+
     /// What `handle` sees.
     pub fn query(&self, handle: Uuid) -> Result<EpochState, EpochError> {
         let record = self.handle(handle)?;
@@ -212,8 +241,15 @@ impl ContainerEpochs {
     pub fn open(&mut self, handle: Uuid, cookie: Cookie) {
         if !self.handles.contains_key(&handle) {
             let hce = self.state.hce;
-            let record =
-                HandleEpochs { cookie, hce, lhe: None, lre: hce, flushed: Epoch::ZERO, interrupted: false };
+            let record = HandleEpochs {
+                cookie,
+                hce,
+                lhe: None,
+                lre: hce,
+                flushed: hce,
+                rewrites: 0,
+                interrupted: false,
+            };
             self.replace(handle, Some(record));
         }
     }
@@ -253,19 +289,36 @@ impl ContainerEpochs {
         Ok(record.lhe.unwrap_or(Epoch::MAX))
     }
 
-    /// Whether a flush up to `epoch` makes sense.
-    pub fn may_flush(&self, handle: Uuid, epoch: Epoch) -> Result<(), EpochError> {
+    /// Begins a flush up to `epoch`; what it returns is wanted when the flush has ended.
+    pub fn begin_flush(&self, handle: Uuid, epoch: Epoch) -> Result<FlushBegun, EpochError> {
         let record = self.handle(handle)?;
         // What is committed is flushed, also if a restart has interrupted what came after.
-        if record.interrupted && epoch > record.hce { Err(EpochError::Interrupted) } else { Ok(()) }
+        if record.interrupted && epoch > record.hce {
+            return Err(EpochError::Interrupted);
+        }
+        Ok(FlushBegun { epoch, rewrites: record.rewrites })
     }
 
-    /// Notes that every write of `handle` up to `epoch` is durable on all targets.
-    pub fn flushed(&mut self, handle: Uuid, epoch: Epoch) -> Result<(), EpochError> {
-        self.may_flush(handle, epoch)?;
-        if let Some(record) = self.handles.get_mut(&handle) {
+    /// Notes that every write of `handle` from before the flush began is durable on all targets. A write to a flushed epoch
+    /// that came meanwhile may have missed it: then another flush is needed before a commit.
+    pub fn flushed(&mut self, handle: Uuid, begun: FlushBegun) -> Result<(), EpochError> {
+        let FlushBegun { epoch, rewrites } = self.begin_flush(handle, begun.epoch)?;
+        if let Some(record) = self.handles.get_mut(&handle)
+            && rewrites == begun.rewrites
+        {
             record.flushed = record.flushed.max(epoch);
         }
+        Ok(())
+    }
+
+    /// Notes, before it is made, that `handle` writes at an epoch that it has flushed before.
+    pub fn rewritten(&mut self, handle: Uuid, epoch: Epoch) -> Result<(), EpochError> {
+        let record = self.handles.get_mut(&handle).ok_or(EpochError::BadHandle)?;
+        if epoch <= record.hce {
+            return Err(EpochError::Committed { epoch, next: record.lhe.unwrap_or(record.hce.next()) });
+        }
+        record.flushed = record.flushed.min(Epoch(epoch.0 - 1));
+        record.rewrites += 1;
         Ok(())
     }
 

@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{pin::Pin, time::Duration};
 
 use common::{Cluster, get, put};
-use daos_dsm::client::{DsmError, OpenOptions};
+use daos_dsm::client::{ContainerHandle, DsmError, OpenOptions};
 use daos_types::{Epoch, EpochRange};
-use daos_xstream::{Clock, Env, rpc::Status};
+use daos_xstream::{Clock, Env, join_all, rpc::Status};
 use daos_xstream_sim::{Config, Loss};
 
 fn status<T>(result: Result<T, DsmError>) -> Option<Status> {
@@ -29,7 +29,7 @@ fn what_is_committed_can_be_read_by_others() {
             put(&io, target, 1, "a", b"one").await.expect("written");
             put(&io, target, 1, "a", b"one").await.expect("written again: the same");
         }
-        assert_eq!(status(handle.commit(Epoch(1)).await), Some(Status::BAD_EPOCH), "not flushed");
+        assert_eq!(status(handle.commit(Epoch(1)).await), Some(Status::NOT_FLUSHED));
         handle.flush(Epoch(1)).await.expect("flushed");
         let state = handle.commit(Epoch(1)).await.expect("committed");
         assert_eq!((state.hce, state.lhe, state.container_hce), (Epoch(1), Epoch(2), Epoch(1)));
@@ -204,7 +204,7 @@ fn conflicting_epochs_are_refused_and_several_containers_commit_together() {
         let commits = [(&one, Epoch(1)), (&other, Epoch(1))];
         one.flush(Epoch(1)).await.expect("flushed");
         let refused = daos_dsm::client::ContainerHandle::commit_all(&pool, &commits).await;
-        assert_eq!(status(refused), Some(Status::BAD_EPOCH), "one of the two is not flushed");
+        assert_eq!(status(refused), Some(Status::NOT_FLUSHED), "one of the two is not flushed");
         assert_eq!(one.epoch_query().await.expect("queried").hce, Epoch(0), "none of the two");
         other.flush(Epoch(1)).await.expect("flushed");
         let states = daos_dsm::client::ContainerHandle::commit_all(&pool, &commits).await.expect("committed");
@@ -266,4 +266,73 @@ fn a_pool_handle_lives_as_long_as_a_container_handle_opened_with_it_is_used() {
         }
         handle.pool().clone().disconnect().await.expect("the pool handle is there too");
     });
+}
+
+/// A write that came after the flush of its epoch used to be committed without being durable, and one that came after the
+/// commit changed a committed epoch.
+#[test]
+fn a_write_after_the_flush_needs_another_flush_and_one_after_the_commit_is_refused() {
+    let cluster = Cluster::new(8);
+    let (writer, reader) = (cluster.client(), cluster.client());
+    cluster.run(&writer, |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        let io = handle.objects();
+        // Another process of the group, which does not hear of what this one commits.
+        let (pool, packed) = (handle.pool().clone(), handle.local_to_global());
+        let other = ContainerHandle::global_to_local(pool, &packed).expect("rebuilt").objects();
+        put(&io, 0, 1, "a", b"1").await.expect("written");
+        handle.flush(Epoch(5)).await.expect("flushed");
+        put(&io, 1, 3, "b", b"3").await.expect("written, and the flush counts no more");
+        assert_eq!(status(handle.commit(Epoch(5)).await), Some(Status::NOT_FLUSHED));
+        assert_eq!(status(handle.commit(Epoch(3)).await), Some(Status::NOT_FLUSHED));
+        handle.commit(Epoch(2)).await.expect("what lies before the late write is flushed");
+        for target in 0..2 {
+            assert_eq!(status(put(&io, target, 2, "c", b"late").await), Some(Status::BAD_EPOCH));
+            // Not only this client refuses it.
+            assert_eq!(status(put(&other, target, 2, "c", b"late").await), Some(Status::BAD_EPOCH));
+        }
+        handle.flush(Epoch(5)).await.expect("flushed");
+        handle.commit(Epoch(5)).await.expect("committed");
+        put(&io, 0, 6, "d", b"6").await.expect("written");
+    });
+    // While a flush is under way, at many moments: what is committed afterwards is durable.
+    let mut outcomes = [0; 2];
+    for round in 0..40 {
+        let moment = cluster.sim.choose(400);
+        let base = 7 + 10 * round;
+        let outcome = cluster.run(&writer, move |client| async move {
+            let handle = client.open(OpenOptions::WRITE).await;
+            handle.hold(Epoch(base)).await.expect("held");
+            let io = handle.objects();
+            put(&io, 0, base, "first", &[round as u8]).await.expect("written");
+            let env = client.caller.env().clone();
+            let late = async {
+                env.clock().sleep_until(env.clock().now() + Duration::from_micros(moment)).await;
+                put(&io, 1, base, &format!("late {round}"), &[round as u8]).await
+            };
+            let flush = async { handle.flush(Epoch(base)).await.map(drop) };
+            let both: [Pin<Box<dyn Future<Output = Result<(), DsmError>>>>; 2] =
+                [Box::pin(flush), Box::pin(late)];
+            for result in join_all(both).await {
+                result.expect("both work");
+            }
+            let committed = handle.commit(Epoch(base)).await;
+            (committed.is_ok(), status(committed))
+        });
+        writer.kill(Loss::Process);
+        writer.restart();
+        cluster.restart(Loss::Power);
+        cluster.sim.run_for(Duration::from_secs(10)).expect("the grace of the dead passes");
+        let (committed, status) = outcome;
+        assert!(committed || status == Some(Status::NOT_FLUSHED), "{status:?}");
+        outcomes[usize::from(committed)] += 1;
+        cluster.run(&reader, move |client| async move {
+            let handle = client.open(OpenOptions::READ).await;
+            let late = get(&handle.objects(), 1, base, &format!("late {round}")).await;
+            assert_eq!(late, committed.then(|| vec![round as u8]), "round {round}");
+            handle.close().await.expect("closed");
+        });
+    }
+    assert!(outcomes[0] > 2 && outcomes[1] > 2, "both happened: {outcomes:?}");
 }

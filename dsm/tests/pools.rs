@@ -10,8 +10,9 @@ use daos_dsm::{
     access::Capabilities,
     client::{DsmError, OpenOptions, PoolSpec},
 };
+use daos_types::Epoch;
 use daos_xstream::{Clock, Env, rpc::Status};
-use daos_xstream_sim::Loss;
+use daos_xstream_sim::{Config, Loss};
 
 fn spec(text: &str) -> PoolSpec {
     PoolSpec { label: Some(label(text)), bytes: POOL_BYTES, ..PoolSpec::default() }
@@ -145,5 +146,66 @@ fn lists_decide_who_may_do_what() {
         let handle = reader.container_open(name("box"), OpenOptions::READ).await.expect("opened");
         let refused = common::put(&handle.objects(), 0, u64::MAX - 2, "a", b"v").await;
         assert!(refused.is_err());
+    });
+}
+
+/// Lists that are longer than a message come in pieces, and come whole.
+#[test]
+fn lists_longer_than_a_message_are_whole() {
+    let cluster = Cluster::with(4, Config { message_bytes_max: 1024, ..Config::default() });
+    cluster.run(&cluster.client(), |client| async move {
+        let mut labels: Vec<String> = (0..9).map(|number| format!("{}{number}", "p".repeat(126))).collect();
+        for label in &labels {
+            let spec =
+                PoolSpec { label: Some(label.parse().expect("a label")), bytes: 32 << 20, ..spec("x") };
+            client.service.pool_create(&spec).await.expect("a pool");
+        }
+        let listed = client.service.pool_list().await.expect("listed");
+        let mut found: Vec<_> =
+            listed.into_iter().map(|pool| pool.label.expect("it has one").to_string()).collect();
+        found.sort_unstable();
+        assert_eq!(found, labels);
+
+        let pool = client.service.pool_connect(name(&labels[0]), Capabilities::ALL).await.expect("connected");
+        for label in &mut labels {
+            label.replace_range(..1, "c");
+            let made = pool.container_create(Some(label.parse().expect("a label")), Default::default(), None);
+            made.await.expect("made");
+        }
+        let listed = pool.list_containers().await.expect("listed");
+        let mut found: Vec<_> =
+            listed.into_iter().map(|entry| entry.label.expect("it has one").to_string()).collect();
+        found.sort_unstable();
+        assert_eq!(found, labels);
+
+        let handle =
+            pool.container_open(name(&labels[3]), OpenOptions::NO_TRANSACTION).await.expect("opened");
+        assert_eq!(handle.snapshots().await.expect("listed"), []);
+        handle.flush(Epoch(2000)).await.expect("flushed");
+        handle.commit(Epoch(2000)).await.expect("committed");
+        // Numbers of two bytes on the wire.
+        let snapshots: Vec<_> = (1000..1600).map(Epoch).collect();
+        for epoch in &snapshots {
+            handle.snapshot_create(*epoch).await.expect("taken");
+        }
+        assert_eq!(handle.snapshots().await.expect("listed"), snapshots);
+
+        assert_eq!(handle.attributes_get(vec![]).await.expect("read"), []);
+        let value = |number: usize| vec![number as u8; 100 + number];
+        let mut attributes = Vec::new();
+        for number in 0..40 {
+            let attribute = (format!("{}{number:02}", "n".repeat(80)), value(number));
+            let change = vec![(attribute.0.clone(), Some(attribute.1.clone()))];
+            handle.attributes_set(change).await.expect("set");
+            attributes.push(attribute);
+        }
+        assert_eq!(handle.attributes_get(vec![]).await.expect("read"), attributes);
+        let mut names: Vec<_> = attributes.iter().rev().map(|(name, _)| name.clone()).collect();
+        names.extend(["absent".to_owned(), "z".repeat(81), names[7].clone()]);
+        assert_eq!(handle.attributes_get(names).await.expect("read"), attributes);
+        let none = handle.attributes_get(vec!["absent".to_owned()]).await.expect("read");
+        assert_eq!(none, []);
+        let long = vec![("x".repeat(600), Some(vec![]))];
+        assert_eq!(status(handle.attributes_set(long).await), Some(Status::INVALID));
     });
 }

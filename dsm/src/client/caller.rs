@@ -73,6 +73,8 @@ pub(super) fn judge(error: &RpcError) -> Verdict {
         RpcError::Refused { status: Status::BAD_CHECKSUM, message, .. } if message.is_empty() => {
             Verdict::Again
         }
+        // It may come back: then over a new connection.
+        RpcError::Refused { status: Status::SHUTTING_DOWN, .. } => Verdict::Reconnect,
         RpcError::Refused { .. } => Verdict::Final,
         RpcError::Fabric(FabricError::Busy) | RpcError::TimedOut => Verdict::Again,
         RpcError::Fabric(FabricError::TooLong { .. } | FabricError::BadAddress(_)) => Verdict::Final,

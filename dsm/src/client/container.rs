@@ -16,11 +16,14 @@ use crate::{
         control::{
             self, AttributesGet, AttributesReply, AttributesSet, ContainerOpen, ContainerOpened,
             ContainerProperties, ContainerQuery, ContainerQueryReply, EpochCommit, EpochDiscard,
-            EpochRequest, Name, SnapshotList,
+            EpochRequest, Name, SnapshotList, SnapshotListRequest,
         },
         module,
     },
 };
+
+/// Names of attributes that one request carries: as many as always fit.
+const NAMES_PER_REQUEST: usize = 6;
 
 /// How a container is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,8 +235,16 @@ impl<E: Env> ContainerHandle<E> {
 
     /// The snapshots, oldest first.
     pub async fn snapshots(&self) -> Result<Vec<Epoch>, DsmError> {
-        let list: SnapshotList = self.call(container::SNAPSHOT_LIST, &()).await?;
-        Ok(list.snapshots)
+        let mut snapshots: Vec<Epoch> = Vec::new();
+        loop {
+            let request = SnapshotListRequest { after: snapshots.last().copied() };
+            let list: SnapshotList = self.call(container::SNAPSHOT_LIST, &request).await?;
+            let advanced = !list.snapshots.is_empty();
+            snapshots.extend(list.snapshots);
+            if !list.more || !advanced {
+                return Ok(snapshots);
+            }
+        }
     }
 
     /// Sets attributes, or removes those whose value is `None`.
@@ -241,10 +252,37 @@ impl<E: Env> ContainerHandle<E> {
         self.call(container::ATTRIBUTES_SET, &AttributesSet { attributes }).await
     }
 
-    /// The attributes of these names that are there; of all names if none is given.
-    pub async fn attributes_get(&self, names: Vec<String>) -> Result<Vec<(String, Vec<u8>)>, DsmError> {
-        let reply: AttributesReply = self.call(container::ATTRIBUTES_GET, &AttributesGet { names }).await?;
-        Ok(reply.attributes)
+    /// The attributes of these names that are there, by name; of all names if none is given.
+    pub async fn attributes_get(&self, mut names: Vec<String>) -> Result<Vec<(String, Vec<u8>)>, DsmError> {
+        names.sort_unstable();
+        names.dedup();
+        let mut attributes = Vec::new();
+        if names.is_empty() {
+            self.attributes_of(Vec::new(), &mut attributes).await?;
+        }
+        for some in names.chunks(NAMES_PER_REQUEST) {
+            self.attributes_of(some.to_vec(), &mut attributes).await?;
+        }
+        Ok(attributes)
+    }
+
+    /// Adds the attributes of these names, or all, to `attributes`.
+    async fn attributes_of(
+        &self,
+        names: Vec<String>,
+        attributes: &mut Vec<(String, Vec<u8>)>,
+    ) -> Result<(), DsmError> {
+        let mut after = None;
+        loop {
+            let request = AttributesGet { names: names.clone(), after };
+            let reply: AttributesReply = self.call(container::ATTRIBUTES_GET, &request).await?;
+            let Some((last, _)) = reply.attributes.last() else { return Ok(()) };
+            after = Some(last.clone());
+            attributes.extend(reply.attributes);
+            if !reply.more {
+                return Ok(());
+            }
+        }
     }
 
     pub(super) fn caller(&self) -> &Caller<E> {

@@ -13,7 +13,7 @@ use crate::{
     rpc::{
         control::{
             Label, ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolEvict, PoolList,
-            StorageReply,
+            PoolListRequest, StorageReply,
         },
         management, module, pool,
     },
@@ -66,11 +66,19 @@ impl<E: Env> Service<E> {
         self.call(module::MANAGEMENT, management::POOL_DESTROY, &request).await
     }
 
-    /// The engine's pools.
+    /// All pools of the engine.
     pub async fn pool_list(&self) -> Result<Vec<PoolEntry>, DsmError> {
-        let request = ManagementQuery { identity: self.identity() };
-        let list: PoolList = self.call(module::MANAGEMENT, management::POOL_LIST, &request).await?;
-        Ok(list.pools)
+        let mut pools: Vec<PoolEntry> = Vec::new();
+        loop {
+            let after = pools.last().map(|pool| pool.uuid);
+            let request = PoolListRequest { identity: self.identity(), after };
+            let list: PoolList = self.call(module::MANAGEMENT, management::POOL_LIST, &request).await?;
+            let advanced = !list.pools.is_empty();
+            pools.extend(list.pools);
+            if !list.more || !advanced {
+                return Ok(pools);
+            }
+        }
     }
 
     /// Space of the engine's targets.

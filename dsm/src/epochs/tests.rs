@@ -43,7 +43,15 @@ fn step(epochs: &mut ContainerEpochs, row: &str) -> Result<String, EpochError> {
         "gives-up" => {
             return Ok(epochs.given_up_by_hold(handle, number(2))?.map_or("nothing".to_owned(), range));
         }
-        "flush" => epochs.flushed(handle, number(2))?,
+        "flush" => {
+            let begun = epochs.begin_flush(handle, number(2))?;
+            // Writes that come while the flush is under way.
+            for epoch in words.iter().skip(3) {
+                epochs.rewritten(handle, Epoch(epoch.parse().expect("an epoch")))?;
+            }
+            epochs.flushed(handle, begun)?;
+        }
+        "rewrite" => epochs.rewritten(handle, number(2))?,
         "commit" => epochs.commit(handle, number(2))?,
         "uncommitted" => return Ok(range(epochs.uncommitted(handle)?)),
         "discardable" => {
@@ -79,8 +87,10 @@ proptest::proptest! {
     /// Whatever is asked of it in whatever order, the invariants at the top of the module hold, a refused step changes
     /// nothing, and every step can be taken back.
     #[test]
-    fn invariants_hold_after_any_steps(steps in proptest::collection::vec((0u8..8, 0u8..3, 0u64..12), 1..200)) {
+    fn invariants_hold_after_any_steps(steps in proptest::collection::vec((0u8..9, 0u8..3, 0u64..12), 1..200)) {
         let mut epochs = ContainerEpochs::default();
+        // What a handle has flushed and not written again since.
+        let mut clean = BTreeMap::new();
         for (what, who, number) in steps {
             let (handle, epoch) = (Uuid::from_u128(who.into()), Epoch(number));
             let old = epochs.clone();
@@ -90,8 +100,9 @@ proptest::proptest! {
                 1 => { epochs.close(handle); Ok(()) }
                 2 => epochs.hold(handle, epoch).map(drop),
                 3 => epochs.hold(handle, Epoch::MAX).map(drop),
-                4 => epochs.flushed(handle, epoch),
+                4 => epochs.begin_flush(handle, epoch).and_then(|begun| epochs.flushed(handle, begun)),
                 5 | 6 => epochs.commit(handle, epoch),
+                7 if number > 0 => epochs.rewritten(handle, epoch),
                 _ => epochs.slip(handle, epoch).map(drop),
             };
             assert!(epochs.hce() >= old.hce() && epochs.lre() >= old.lre() && epochs.lre() <= epochs.hce());
@@ -105,6 +116,14 @@ proptest::proptest! {
             assert_eq!(epochs.hce(), expected.max(old.hce()));
             if result.is_err() {
                 assert_eq!(epochs, old);
+            }
+            let clean = clean.entry(who).or_insert(Epoch::ZERO);
+            match what {
+                1 => *clean = Epoch::ZERO,
+                4 if result.is_ok() => *clean = epoch.max(*clean),
+                5 | 6 if epochs.handle(handle).ok() != old.handle(handle).ok() => assert!(*clean >= epoch),
+                7 if number > 0 && result.is_ok() => *clean = Epoch(number - 1).min(*clean),
+                _ => {}
             }
             let mut undone = epochs.clone();
             undone.restore(before);

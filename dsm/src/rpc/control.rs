@@ -19,8 +19,8 @@ use crate::{
 pub const LABEL_BYTES_MAX: usize = 127;
 /// Longest name of an attribute, in bytes.
 pub const ATTRIBUTE_NAME_BYTES_MAX: usize = 511;
-/// Longest value of an attribute, in bytes.
-pub const ATTRIBUTE_VALUE_BYTES_MAX: usize = 16 << 10;
+/// Longest value of an attribute, in bytes: with its name it fits into a message of every fabric.
+pub const ATTRIBUTE_VALUE_BYTES_MAX: usize = 3 << 10;
 /// Most handles that one commit may name.
 pub const COMMIT_HANDLES_MAX: usize = 64;
 
@@ -36,6 +36,23 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
         Ok(_) => Err(Malformed("longer than its parts")),
         Err(_) => Err(Malformed("not what this procedure takes")),
     }
+}
+
+/// The first of `items` that fit into a body of `bytes_max` next to the few fields that a list has besides, and whether
+/// there are more. At least one is taken, so that whoever asks gets on.
+pub fn page<T: Serialize>(items: impl IntoIterator<Item = T>, bytes_max: usize) -> (Vec<T>, bool) {
+    /// The length of the list, a flag, and some to spare.
+    const FRAME_BYTES: usize = 32;
+    let (mut taken, mut room) = (Vec::new(), bytes_max.saturating_sub(FRAME_BYTES));
+    for item in items {
+        let bytes = encode(&item).len();
+        if bytes > room && !taken.is_empty() {
+            return (taken, true);
+        }
+        room = room.saturating_sub(bytes);
+        taken.push(item);
+    }
+    (taken, false)
 }
 
 /// A name that people gave a pool or container: 1 to 127 of letters, digits, `_`, `-`, `.` and `:`, and not of the form
@@ -149,11 +166,20 @@ pub struct PoolDestroy {
     pub force: bool,
 }
 
-/// MANAGEMENT / POOL_LIST and STORAGE_QUERY. The replies are a [`PoolList`] and a [`StorageReply`].
+/// MANAGEMENT / STORAGE_QUERY. The reply is a [`StorageReply`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManagementQuery {
     /// Who asks.
     pub identity: Identity,
+}
+
+/// MANAGEMENT / POOL_LIST. The reply is a [`PoolList`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolListRequest {
+    /// Who asks.
+    pub identity: Identity,
+    /// The last pool of the answer before.
+    pub after: Option<Uuid>,
 }
 
 /// A pool in a list.
@@ -174,6 +200,8 @@ pub struct PoolEntry {
 pub struct PoolList {
     /// The pools.
     pub pools: Vec<PoolEntry>,
+    /// Whether there are more.
+    pub more: bool,
 }
 
 /// Storage of an engine.
@@ -403,11 +431,20 @@ pub struct EpochCommit {
     pub commits: Vec<(Uuid, Epoch)>,
 }
 
-/// Reply to SNAPSHOT_LIST, whose request has no body.
+/// CONTAINER / SNAPSHOT_LIST, with the container handle in the header. The reply is a [`SnapshotList`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotListRequest {
+    /// The last snapshot of the answer before.
+    pub after: Option<Epoch>,
+}
+
+/// Reply to [`SnapshotListRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SnapshotList {
     /// The snapshots, oldest first.
     pub snapshots: Vec<Epoch>,
+    /// Whether there are more.
+    pub more: bool,
 }
 
 /// CONTAINER / ATTRIBUTES_SET, with the container handle in the header. The reply is empty.
@@ -420,15 +457,19 @@ pub struct AttributesSet {
 /// CONTAINER / ATTRIBUTES_GET, with the container handle in the header. The reply is an [`AttributesReply`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttributesGet {
-    /// Names; empty for all.
+    /// Names, in ascending order; empty for all.
     pub names: Vec<String>,
+    /// The last name of the answer before: only what comes after it is wanted.
+    pub after: Option<String>,
 }
 
-/// Attributes that are there, by name.
+/// Attributes that are there, by name. If there are more, there is at least one here to go on from.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AttributesReply {
     /// Names and values.
     pub attributes: Vec<(String, Vec<u8>)>,
+    /// Whether there are more.
+    pub more: bool,
 }
 
 /// Where an engine's targets can be reached: what a client has before it knows a pool map.

@@ -21,7 +21,7 @@ use crate::{
         container,
         control::{
             ContainerCreate, ContainerDestroy, ContainerOpen, ContainerOpened, ContainerQueryReply, Name,
-            SnapshotList,
+            SnapshotList, SnapshotListRequest, page,
         },
     },
 };
@@ -41,11 +41,13 @@ impl<E: Env> Control<E> {
             container::QUERY => answer(&self.container_query(ask).await?),
             container::EPOCH_COMMIT => answer(&self.commit(ask).await?),
             container::SNAPSHOT_LIST => {
+                let request: SnapshotListRequest = ask.body()?;
                 let (pool, container) = self.open_container(ask, Capabilities::READ)?;
                 pool.rdb.settled().await?;
                 let mut tables = pool.tables.borrow_mut();
-                let snapshots = tables.container(container)?.epochs.snapshots().collect();
-                answer(&SnapshotList { snapshots })
+                let rest = tables.container(container)?.epochs.snapshots_after(request.after);
+                let (snapshots, more) = page(rest, ask.responder.body_bytes_max());
+                answer(&SnapshotList { snapshots, more })
             }
             container::ATTRIBUTES_SET => answer(&self.attributes_set(ask).await?),
             container::ATTRIBUTES_GET => answer(&self.attributes_get(ask).await?),
@@ -196,7 +198,11 @@ impl<E: Env> Control<E> {
             let tables = &mut *pool.tables.borrow_mut();
             let pool_handle = tables.pool_handle(request.pool_handle, Capabilities::READ)?.clone();
             let missing = || {
-                Refusal::new(Status::NOT_FOUND, format!("the pool has no container {}", request.container))
+                let message = format!(
+                    "the pool has no container {}; daos container list shows its own",
+                    request.container
+                );
+                Refusal::new(Status::NOT_FOUND, message)
             };
             let container = tables.container_named(&request.container).ok_or_else(missing)?;
             if let Some(open) = tables.container_of.get(&ask.handle)

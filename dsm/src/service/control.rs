@@ -25,7 +25,7 @@ use super::{
 use crate::{
     access::Identity,
     pool_map::{NewTarget, TargetId},
-    rpc::{control, module},
+    rpc::{container, control, management, module, pool},
 };
 
 /// Name of the file that says that a pool is complete, in its folder.
@@ -83,6 +83,8 @@ pub struct Control<E: Env> {
     pub(super) busy: RefCell<BTreeSet<Uuid>>,
     pub(super) addresses: RefCell<Vec<Vec<Address>>>,
     ready: Cell<bool>,
+    /// It has been said in the log that the identity of clients is believed.
+    trust_logged: Cell<bool>,
     /// Told when a handle has lost its user.
     lost: Notify,
 }
@@ -103,6 +105,7 @@ pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfi
         busy: RefCell::default(),
         addresses: RefCell::default(),
         ready: Cell::new(false),
+        trust_logged: Cell::new(false),
         lost: Notify::new(),
     });
     env.locals().insert(control.clone());
@@ -155,9 +158,47 @@ impl<E: Env> Service<E> for ControlService<E> {
         }
     }
 
+    fn procedures(&self) -> &'static [(u8, &'static str)] {
+        match self.module {
+            module::MANAGEMENT => &[
+                (management::POOL_CREATE, "pool_create"),
+                (management::POOL_DESTROY, "pool_destroy"),
+                (management::POOL_LIST, "pool_list"),
+                (management::STORAGE_QUERY, "storage_query"),
+            ],
+            module::POOL => &[
+                (pool::CONNECT, "connect"),
+                (pool::DISCONNECT, "disconnect"),
+                (pool::QUERY, "query"),
+                (pool::LIST_CONTAINERS, "list_containers"),
+                (pool::EVICT, "evict"),
+                (pool::SET_ACL, "set_acl"),
+            ],
+            _ => &[
+                (container::CREATE, "create"),
+                (container::DESTROY, "destroy"),
+                (container::OPEN, "open"),
+                (container::CLOSE, "close"),
+                (container::QUERY, "query"),
+                (container::EPOCH_QUERY, "epoch_query"),
+                (container::EPOCH_HOLD, "epoch_hold"),
+                (container::EPOCH_SLIP, "epoch_slip"),
+                (container::EPOCH_FLUSH, "epoch_flush"),
+                (container::EPOCH_DISCARD, "epoch_discard"),
+                (container::EPOCH_COMMIT, "epoch_commit"),
+                (container::EPOCH_WAIT, "epoch_wait"),
+                (container::SNAPSHOT_CREATE, "snapshot_create"),
+                (container::SNAPSHOT_LIST, "snapshot_list"),
+                (container::SNAPSHOT_DESTROY, "snapshot_destroy"),
+                (container::ATTRIBUTES_SET, "attributes_set"),
+                (container::ATTRIBUTES_GET, "attributes_get"),
+            ],
+        }
+    }
+
     fn call(&self, request: Request<'_>, responder: Responder<E>) {
         if !self.control.ready.get() {
-            return responder.fail(Status::TRY_AGAIN, "the engine is starting");
+            return responder.fail(Status::TRY_AGAIN, "the engine is starting or stopping");
         }
         let (control, module) = (self.control.clone(), self.module);
         let (procedure, handle) = (request.procedure(), request.handle());
@@ -189,6 +230,11 @@ impl<E: Env> Control<E> {
         env.locals().get::<Self>()
     }
 
+    /// Takes no requests any more: the engine stops.
+    pub fn stop(&self) {
+        self.ready.set(false);
+    }
+
     /// What the service knows of a handle: for targets that have restarted.
     pub fn lookup(&self, handle: Uuid) -> Result<HandleInfo, Refusal> {
         if !self.ready.get() {
@@ -207,7 +253,8 @@ impl<E: Env> Control<E> {
     pub(super) fn unless_broken(&self, missing: Refusal) -> Refusal {
         match self.broken.borrow().first_key_value() {
             Some((pool, why)) => {
-                Refusal::new(why.status, format!("pool {pool} cannot be opened: {}", why.message))
+                let message = format!("{}; pool {pool} cannot be opened: {}", missing.message, why.message);
+                Refusal::new(why.status, message)
             }
             None => missing,
         }
@@ -217,7 +264,17 @@ impl<E: Env> Control<E> {
     pub(super) fn identity(&self, responder: &Responder<E>, stated: Identity) -> Result<Identity, Refusal> {
         match responder.credentials() {
             Some(verified) => Ok(Identity { uid: verified.uid, gid: verified.gid }),
-            None if self.config.trust_stated_identity => Ok(stated),
+            None if self.config.trust_stated_identity => {
+                if !self.trust_logged.replace(true) {
+                    tracing::warn!(
+                        uid = stated.uid,
+                        gid = stated.gid,
+                        "a network client states who it is and is believed, as all of them are from now on: \
+                         a development engine checks nobody"
+                    );
+                }
+                Ok(stated)
+            }
             None => Err(Refusal::new(Status::ACCESS_DENIED, "nothing vouches for who you are")),
         }
     }
@@ -344,9 +401,19 @@ impl<E: Env> Control<E> {
             if let Err(refusal) = self.open_pool(uuid).await {
                 tracing::error!(pool = %uuid, error = refusal.message, "the pool cannot be opened");
                 self.broken.borrow_mut().insert(uuid, refusal);
+                self.close_broken(uuid).await;
             }
         }
         Ok(())
+    }
+
+    /// Lets go of what could be opened of a pool that could not be opened as a whole.
+    async fn close_broken(&self, uuid: Uuid) {
+        let closed =
+            on_all_targets(&self.env, move |target| async move { target.pool_close(uuid).await }).await;
+        if let Err(refusal) = all_or_first_error(closed) {
+            tracing::warn!(pool = %uuid, error = refusal.message, "a broken pool was not closed cleanly");
+        }
     }
 
     async fn open_pool(&self, uuid: Uuid) -> Result<(), Refusal> {

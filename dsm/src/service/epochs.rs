@@ -21,7 +21,7 @@ use crate::{
         container,
         control::{
             ATTRIBUTE_NAME_BYTES_MAX, ATTRIBUTE_VALUE_BYTES_MAX, AttributesGet, AttributesReply,
-            AttributesSet, COMMIT_HANDLES_MAX, EpochCommit, EpochDiscard, EpochRequest,
+            AttributesSet, COMMIT_HANDLES_MAX, EpochCommit, EpochDiscard, EpochRequest, page,
         },
     },
 };
@@ -136,15 +136,28 @@ impl<E: Env> Control<E> {
         handle: Uuid,
         epoch: Epoch,
     ) -> Result<(), Refusal> {
-        pool.tables.borrow_mut().container(container)?.epochs.may_flush(handle, epoch)?;
+        let begun = pool.tables.borrow_mut().container(container)?.epochs.begin_flush(handle, epoch)?;
         let info = pool.tables.borrow().info(pool.uuid, handle)?;
         let flushed = on_all_targets(&self.env, move |target| async move {
             // Commits tell targets nothing; what they have raised since is told on the way.
-            target.install(&info)?;
+            let known = target.install(&info)?;
+            // In one step with the beginning of the flush: what is written afterwards asks first.
+            known.flush_begins(epoch);
             target.flush(info.pool).await
         });
         all_or_first_error(flushed.await)?;
-        Ok(pool.tables.borrow_mut().container(container)?.epochs.flushed(handle, epoch)?)
+        Ok(pool.tables.borrow_mut().container(container)?.epochs.flushed(handle, begun)?)
+    }
+
+    /// A target asks whether a handle may write at an epoch that it has flushed before. If so, the flush counts no more.
+    pub fn rewrite(&self, handle: Uuid, epoch: Epoch) -> Result<(), Refusal> {
+        for pool in self.pools.borrow().values() {
+            let mut tables = pool.tables.borrow_mut();
+            if let Some(container) = tables.container_of.get(&handle).copied() {
+                return Ok(tables.container(container)?.epochs.rewritten(handle, epoch)?);
+            }
+        }
+        Err(Refusal::new(Status::BAD_HANDLE, "the container handle is not open"))
     }
 
     pub(super) async fn commit(&self, ask: &Ask<E>) -> Result<Vec<EpochState>, Refusal> {
@@ -178,7 +191,11 @@ impl<E: Env> Control<E> {
         for (name, value) in request.attributes {
             let too_long = value.as_ref().is_some_and(|value| value.len() > ATTRIBUTE_VALUE_BYTES_MAX);
             if name.is_empty() || name.len() > ATTRIBUTE_NAME_BYTES_MAX || too_long {
-                return Err(Refusal::new(Status::INVALID, "an attribute without a name, or too long"));
+                let message = format!(
+                    "an attribute has a name of 1 to {ATTRIBUTE_NAME_BYTES_MAX} bytes and a value of at most \
+                     {ATTRIBUTE_VALUE_BYTES_MAX}"
+                );
+                return Err(Refusal::new(Status::INVALID, message));
             }
             match value {
                 Some(value) => batch.put(Table::Attributes(container), name.into_bytes(), value),
@@ -193,18 +210,26 @@ impl<E: Env> Control<E> {
         let request: AttributesGet = ask.body()?;
         let (pool, container) = self.open_container(ask, Capabilities::READ)?;
         let table = Table::Attributes(container);
-        let mut attributes = Vec::new();
-        if request.names.is_empty() {
-            for (name, value) in pool.rdb.range(table, b"")? {
-                attributes.push((String::from_utf8_lossy(&name).into_owned(), value));
-            }
+        let mut names = request.names;
+        if names.is_empty() {
+            let all = pool.rdb.keys(table, b"")?.into_iter();
+            names = all.map(|name| String::from_utf8_lossy(&name).into_owned()).collect();
         }
-        for name in request.names {
-            if let Some(value) = pool.rdb.get(table, name.as_bytes())? {
-                attributes.push((name, value));
+        names.retain(|name| request.after.as_ref().is_none_or(|after| name > after));
+        names.sort_unstable();
+        let mut failed = None;
+        let read = names.into_iter().map_while(|name| match pool.rdb.get(table, name.as_bytes()) {
+            Ok(value) => Some(value.map(|value| (name, value))),
+            Err(error) => {
+                failed = Some(error);
+                None
             }
+        });
+        let (attributes, more) = page(read.flatten(), ask.responder.body_bytes_max());
+        if let Some(error) = failed {
+            return Err(error.into());
         }
         pool.rdb.settled().await?;
-        Ok(AttributesReply { attributes })
+        Ok(AttributesReply { attributes, more })
     }
 }

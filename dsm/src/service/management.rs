@@ -1,6 +1,9 @@
 //! Pools of the engine: made on all of its targets or on none, listed, destroyed.
 
-use std::rc::Rc;
+use std::{
+    ops::Bound::{Excluded, Unbounded},
+    rc::Rc,
+};
 
 use daos_xstream::{BLOCK_BYTES, Env, Mailbox, Media, OpenOptions, rpc::Status};
 use uuid::Uuid;
@@ -18,7 +21,8 @@ use crate::{
     pool_map::PoolMap,
     rpc::{
         control::{
-            ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, StorageReply, TargetSpace,
+            ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, PoolListRequest,
+            StorageReply, TargetSpace, page,
         },
         management,
     },
@@ -43,10 +47,13 @@ impl<E: Env> Control<E> {
                 answer(&self.pool_destroy(&request).await?)
             }
             management::POOL_LIST => {
-                let request: ManagementQuery = ask.body()?;
+                let request: PoolListRequest = ask.body()?;
                 self.administrator(ask, request.identity)?;
                 let pools = self.pools.borrow();
-                answer(&PoolList { pools: pools.values().map(|pool| entry(pool)).collect() })
+                let after = request.after.map_or(Unbounded, Excluded);
+                let rest = pools.range((after, Unbounded)).map(|(_, pool)| entry(pool));
+                let (pools, more) = page(rest, ask.responder.body_bytes_max());
+                answer(&PoolList { pools, more })
             }
             management::STORAGE_QUERY => {
                 let request: ManagementQuery = ask.body()?;
@@ -77,7 +84,10 @@ impl<E: Env> Control<E> {
                 pools.values().find(|pool| pool.tables.borrow().record.label.as_ref() == Some(label))
             }
         };
-        let missing = || Refusal::new(Status::NOT_FOUND, format!("there is no pool {name}"));
+        let missing = || {
+            let message = format!("there is no pool {name}; dmg pool list shows what there is");
+            Refusal::new(Status::NOT_FOUND, message)
+        };
         found.cloned().ok_or_else(|| match name {
             Name::Uuid(uuid) => self.broken.borrow().get(uuid).cloned().unwrap_or_else(missing),
             // The label of a pool that could not be opened is not known.
@@ -162,7 +172,10 @@ impl<E: Env> Control<E> {
         let taken: u64 = self.pools.borrow().values().map(|pool| pool.tables.borrow().record.bytes).sum();
         if self.config.bytes > 0 && request.bytes > self.config.bytes.saturating_sub(taken) {
             let free = self.config.bytes.saturating_sub(taken);
-            let message = format!("{} bytes are more than the {free} that are left", request.bytes);
+            let message = format!(
+                "{} bytes are more than the {free} that are left; see dmg storage query usage",
+                request.bytes
+            );
             return Err(Refusal::new(Status::NO_SPACE, message));
         }
         let log_bytes = (bytes / 16).clamp(LOG_BYTES.0, LOG_BYTES.1);
@@ -178,8 +191,12 @@ impl<E: Env> Control<E> {
 
     async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
         if let Name::Uuid(uuid) = request.pool
-            && self.broken.borrow().contains_key(&uuid)
+            && let Some(refusal) = self.broken.borrow().get(&uuid).cloned()
         {
+            if !request.force {
+                let message = format!("{}; --force removes it with all it holds", refusal.message);
+                return Err(Refusal::new(refusal.status, message));
+            }
             return self.destroy_broken(uuid).await;
         }
         let pool = match self.pool_named(&request.pool) {

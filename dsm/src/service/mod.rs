@@ -22,4 +22,4 @@ mod target;
 pub use control::{Control, ServiceConfig, start};
 pub use rdb::{Batch, Rdb, Table};
 pub use refusal::Refusal;
-pub use target::Target;
+pub use target::{Target, TargetUsage};

@@ -9,7 +9,7 @@
 
 use std::rc::Rc;
 
-use daos_types::{Writer, WriterKind};
+use daos_types::{Epoch, Writer, WriterKind};
 use daos_vos::{Error, Sealed};
 use daos_xstream::{
     Class, CoreId, Env, IoBuffer, Spawn,
@@ -69,6 +69,16 @@ impl<E: Env> Service<E> for ObjectService<E> {
         "object"
     }
 
+    fn procedures(&self) -> &'static [(u8, &'static str)] {
+        &[
+            (object_procedure::UPDATE, "update"),
+            (object_procedure::FETCH, "fetch"),
+            (object_procedure::PUNCH, "punch"),
+            (object_procedure::ENUMERATE, "enumerate"),
+            (object_procedure::QUERY, "query"),
+        ]
+    }
+
     fn call(&self, request: Request<'_>, responder: Responder<E>) {
         if request.target() != self.env.core().0 {
             return responder.fail(Status::BAD_TARGET, "this xstream serves another target");
@@ -114,6 +124,18 @@ impl<E: Env> ObjectService<E> {
         });
     }
 
+    /// A write to an epoch that its handle has flushed: the service must know before it is made.
+    fn announce(&self, handle: Rc<Handle<E>>, epoch: Epoch, waiting: Waiting<E>) {
+        let service = Self { env: self.env.clone(), target: self.target.clone() };
+        self.env.scheduler().spawn(Class::Foreground, "write after a flush", async move {
+            let Waiting { procedure, body, map_version, responder, .. } = waiting;
+            match handle.announce(&service.env, epoch).await {
+                Ok(()) => service.serve(&handle, procedure, &body, map_version, responder),
+                Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            }
+        });
+    }
+
     fn serve(
         &self,
         handle: &Rc<Handle<E>>,
@@ -142,6 +164,11 @@ impl<E: Env> ObjectService<E> {
         let changes = matches!(procedure, object_procedure::UPDATE | object_procedure::PUNCH);
         if let Err(refusal) = check(handle, &request, changes) {
             return responder.fail(refusal.0, refusal.1);
+        }
+        if changes && handle.is_flushed(request.epoch()) {
+            let (body, uuid) = (body.to_vec(), handle.uuid);
+            let waiting = Waiting { procedure, body, handle: uuid, map_version, responder };
+            return self.announce(handle.clone(), request.epoch(), waiting);
         }
         let writer = Writer {
             cookie: handle.cookie,
@@ -178,6 +205,9 @@ impl<E: Env> ObjectService<E> {
         sealed: Result<Sealed, Error>,
         responder: Responder<E>,
     ) {
+        if sealed.is_ok() {
+            handle.traffic.written.add(request.data_length());
+        }
         match sealed {
             Ok(_) if !request.has(flags::DURABLE) => responder.reply(&[]),
             Ok(sealed) => {
@@ -254,6 +284,10 @@ async fn change_with_room<E: Env>(
     loop {
         // Time has passed since the handle was looked at.
         check(handle, &request, true).map_err(|(status, text)| Refusal::new(status, text))?;
+        if handle.is_flushed(request.epoch()) {
+            handle.announce(vpool.env(), request.epoch()).await?;
+            continue;
+        }
         let sealed = match procedure {
             Procedure::Punch => update::punch(&handle.container, writer, &request),
             _ => update::apply(&handle.container, writer, &request, &data),
@@ -262,6 +296,7 @@ async fn change_with_room<E: Env>(
             Err(Error::LogFull) => vpool.log_space().await?,
             Err(error) => return Err(error.into()),
             Ok(sealed) => {
+                handle.traffic.written.add(request.data_length());
                 if request.has(flags::DURABLE) {
                     let _ = vpool.persisted(sealed).await?;
                 }
@@ -278,9 +313,7 @@ fn check<E: Env>(
     changes: bool,
 ) -> Result<(), (Status, &'static str)> {
     let needed = if changes { Capabilities::WRITE } else { Capabilities::READ };
-    if handle.is_revoked() {
-        return Err((Status::BAD_HANDLE, "the handle was closed"));
-    }
+    handle.check_open()?;
     if !handle.capabilities.permits(needed) {
         return Err((Status::NOT_PERMITTED, "the handle does not permit this"));
     }
@@ -301,7 +334,10 @@ impl<E: Env> ObjectService<E> {
             Ok(request) => request,
             Err(Malformed(text)) => return responder.fail(Status::INVALID, text),
         };
-        if handle.is_revoked() || !handle.capabilities.permits(Capabilities::READ) {
+        if let Err((status, text)) = handle.check_open() {
+            return responder.fail(status, text);
+        }
+        if !handle.capabilities.permits(Capabilities::READ) {
             return responder.fail(Status::NOT_PERMITTED, "the handle does not permit this");
         }
         match enumerate::enumerate(&handle.container, &request, responder.body_bytes_max()) {

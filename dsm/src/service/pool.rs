@@ -17,14 +17,11 @@ use crate::{
     rpc::{
         control::{
             ContainerEntry, ContainerList, ContainerListRequest, PoolConnect, PoolConnected, PoolEvict,
-            PoolQuery, PoolQueryReply, SetAcl,
+            PoolQuery, PoolQueryReply, SetAcl, page,
         },
         pool,
     },
 };
-
-/// Most containers in one answer.
-const LIST_MAX: usize = 16;
 
 impl<E: Env> Control<E> {
     pub(super) async fn pool(self: &Rc<Self>, ask: &Ask<E>) -> Result<Vec<u8>, Refusal> {
@@ -136,14 +133,11 @@ impl<E: Env> Control<E> {
         let tables = pool.tables.borrow();
         tables.pool_handle(ask.handle, Capabilities::READ)?;
         let after = request.after.map_or(Unbounded, Excluded);
-        let mut rest = tables.containers.range((after, Unbounded)).peekable();
-        let mut containers = Vec::new();
-        while containers.len() < LIST_MAX
-            && let Some((uuid, state)) = rest.next()
-        {
-            containers.push(ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
-        }
-        Ok(ContainerList { containers, more: rest.peek().is_some() })
+        let rest = tables.containers.range((after, Unbounded));
+        let rest =
+            rest.map(|(uuid, state)| ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
+        let (containers, more) = page(rest, ask.responder.body_bytes_max());
+        Ok(ContainerList { containers, more })
     }
 
     async fn evict(&self, ask: &Ask<E>) -> Result<u64, Refusal> {

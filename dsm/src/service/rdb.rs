@@ -107,8 +107,8 @@ impl<E: Env> Rdb<E> {
         })?
     }
 
-    /// All records of a table whose keys begin with `prefix`, in the order of their keys.
-    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Error> {
+    /// All keys of a table that begin with `prefix`, in their order.
+    pub fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
         let (mut keys, mut anchor) = (Vec::new(), Anchor::default());
         while !anchor.at_end() {
             self.container.enumerate_keys(table.object(), EPOCH, &mut anchor, SCAN_LIMIT, |key| {
@@ -117,6 +117,12 @@ impl<E: Env> Rdb<E> {
                 }
             })?;
         }
+        Ok(keys)
+    }
+
+    /// All records of a table whose keys begin with `prefix`, in the order of their keys.
+    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Error> {
+        let keys = self.keys(table, prefix)?;
         let mut records = Vec::with_capacity(keys.len());
         for key in keys {
             if let Some(value) = self.get(table, &key)? {

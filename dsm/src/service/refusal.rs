@@ -67,6 +67,7 @@ impl From<EpochError> for Refusal {
         let status = match error {
             EpochError::BadHandle => Status::BAD_HANDLE,
             EpochError::Interrupted => Status::INTERRUPTED,
+            EpochError::NotFlushed { .. } => Status::NOT_FLUSHED,
             _ => Status::BAD_EPOCH,
         };
         Self::new(status, error.to_string())

@@ -268,6 +268,7 @@ impl Tables {
             cookie: epochs.cookie,
             capabilities: open.capabilities,
             lhe: epochs.lhe.unwrap_or(Epoch::MAX),
+            flushed: epochs.flushed,
         })
     }
 }

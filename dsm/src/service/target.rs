@@ -5,7 +5,7 @@
 //! * A handle is here only because the service told so: by a collective when it was opened, or because this target asked
 //!   (after a restart). What a client says about a handle is never believed.
 //! * Once a handle is revoked nothing is written through it any more: work that waited in between looks again
-//!   ([`Handle::is_revoked`]), and an answer of the service that was under way does not bring it back.
+//!   ([`Handle::check_open`]), and an answer of the service that was under way does not bring it back.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,15 +15,22 @@ use std::{
 };
 
 use daos_types::{Cookie, Epoch, EpochRange};
-use daos_vos::{Container, Error, MediaKind, Pool, PoolOptions};
-use daos_xstream::{Bug, Clock, CoreId, Env, Mailbox, join_all, rpc::Status, submit_to};
+use daos_vos::{Container, Error, LogUsage, MediaKind, Pool, PoolOptions};
+use daos_xstream::{
+    Bug, Clock, CoreId, Env, Mailbox, join_all,
+    rpc::Status,
+    submit_to,
+    telemetry::{Counter, Metrics},
+};
 use uuid::Uuid;
 
-use super::refusal::Refusal;
+use super::{control::Control, refusal::Refusal};
 use crate::access::Capabilities;
 
 /// Revoked handles that are remembered: more than can be asked about at one time.
 const REVOKED_MAX: usize = 8192;
+/// What a client is told that comes too late.
+const STOPPING: &str = "the engine is stopping";
 /// How long to wait before looking again whether another xstream's target is ready.
 const START_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -42,28 +49,74 @@ pub struct HandleInfo {
     pub capabilities: Capabilities,
     /// Its lowest held epoch; [`Epoch::MAX`] if it holds nothing.
     pub lhe: Epoch,
+    /// Everything it wrote up to here is flushed.
+    pub flushed: Epoch,
 }
 
 /// A container handle, as the target knows it.
 pub struct Handle<E: Env> {
+    /// The handle.
+    pub uuid: Uuid,
     /// The store of the container.
     pub container: Container<E>,
     /// The tag of its writes.
     pub cookie: Cookie,
     /// What it permits.
     pub capabilities: Capabilities,
+    /// Where its target counts bytes.
+    pub traffic: Traffic,
     /// The lowest held epoch, as far as the target was told.
     pub lhe: Cell<Epoch>,
+    /// The highest epoch that was flushed. Writes up to here ask the service first: it must not commit them unflushed.
+    flushed: Cell<Epoch>,
+    /// Flushes that have begun.
+    flushes: Cell<u64>,
     pool: Uuid,
     container_uuid: Uuid,
     map_version: Rc<Cell<u32>>,
-    revoked: Cell<bool>,
+    /// Why nothing is written through it any more; success while that is not so.
+    revoked: Cell<Status>,
 }
 
 impl<E: Env> Handle<E> {
-    /// Whether the handle was closed while its user waited.
-    pub fn is_revoked(&self) -> bool {
-        self.revoked.get()
+    /// Refuses what is done through a handle that was closed while its user waited, or whose engine is stopping.
+    pub fn check_open(&self) -> Result<(), (Status, &'static str)> {
+        match self.revoked.get() {
+            Status::OK => Ok(()),
+            Status::SHUTTING_DOWN => Err((Status::SHUTTING_DOWN, STOPPING)),
+            status => Err((status, "the handle was closed")),
+        }
+    }
+
+    /// Whether a write at `epoch` comes after a flush of it, and so has to be [announced](Self::announce) first.
+    pub fn is_flushed(&self, epoch: Epoch) -> bool {
+        epoch <= self.flushed.get()
+    }
+
+    /// Notes that everything written up to `epoch` is being flushed, and that what is written from now on may miss it.
+    pub fn flush_begins(&self, epoch: Epoch) {
+        self.flushed.set(self.flushed.get().max(epoch));
+        self.flushes.set(self.flushes.get() + 1);
+    }
+
+    /// Tells the service of a write at an epoch that was flushed; returns when it may be made, at once.
+    pub async fn announce(&self, env: &E, epoch: Epoch) -> Result<(), Refusal> {
+        while self.is_flushed(epoch) {
+            let (handle, flushes) = (self.uuid, self.flushes.get());
+            let told = submit_to(env, CoreId(0), move |env: &E| {
+                let answer = match Control::of(env) {
+                    Some(control) => control.rewrite(handle, epoch),
+                    None => Err(Status::TRY_AGAIN.into()),
+                };
+                async move { answer }
+            });
+            told.await??;
+            // A flush that began since counts for the service, and this write is not in it: ask again.
+            if flushes == self.flushes.get() {
+                self.flushed.set(Epoch(epoch.0 - 1));
+            }
+        }
+        Ok(())
     }
 
     /// The pool map version that the target knows.
@@ -97,6 +150,37 @@ pub struct Share {
     pub block_bytes: u64,
 }
 
+/// Bytes of objects that a target has taken and given.
+#[derive(Clone)]
+pub struct Traffic {
+    /// Bytes of updates that were made.
+    pub written: Counter,
+    /// Bytes of what fetches found.
+    pub read: Counter,
+}
+
+impl Traffic {
+    fn new(metrics: &Metrics) -> Self {
+        Self {
+            written: metrics.counter("engine_bytes_written_total", "Bytes of values and extents written."),
+            read: metrics.counter("engine_bytes_read_total", "Bytes of values and extents read."),
+        }
+    }
+}
+
+/// How the target's shares of all pools are used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TargetUsage {
+    /// Pools.
+    pub pools: u64,
+    /// Open container handles.
+    pub handles: u64,
+    /// Space.
+    pub space: Space,
+    /// The logs. Counts include those of pools that are gone.
+    pub log: LogUsage,
+}
+
 /// The target of one xstream.
 pub struct Target<E: Env> {
     env: E,
@@ -104,6 +188,10 @@ pub struct Target<E: Env> {
     pools: RefCell<BTreeMap<Uuid, TargetPool<E>>>,
     handles: RefCell<BTreeMap<Uuid, Rc<Handle<E>>>>,
     revoked: RefCell<(BTreeSet<Uuid>, VecDeque<Uuid>)>,
+    traffic: Traffic,
+    stopping: Cell<bool>,
+    /// What the logs of pools that are gone had done.
+    past_logs: Cell<LogUsage>,
 }
 
 /// Folder of a pool's files.
@@ -120,6 +208,12 @@ impl<E: Env> Target<E> {
             pools: RefCell::default(),
             handles: RefCell::default(),
             revoked: RefCell::default(),
+            // A world without metrics counts into the void.
+            traffic: Traffic::new(
+                &env.locals().get::<Metrics>().map(|metrics| (*metrics).clone()).unwrap_or_default(),
+            ),
+            stopping: Cell::new(false),
+            past_logs: Cell::default(),
         });
         env.locals().insert(target.clone());
         target
@@ -162,13 +256,18 @@ impl<E: Env> Target<E> {
         handles.into_iter().for_each(|handle| self.revoke(handle));
         let pool = self.pools.borrow_mut().remove(&uuid);
         match pool {
-            Some(pool) => Ok(pool.vpool.close().await?),
+            Some(pool) => {
+                let outcome = pool.vpool.close().await;
+                self.past_logs.set(with_counts(self.past_logs.get(), &pool.vpool.log_usage()));
+                Ok(outcome?)
+            }
             None => Ok(()),
         }
     }
 
     /// Lets go of all pools: nothing is left for the next start to replay.
     pub async fn close(&self) -> Result<(), Refusal> {
+        self.stopping.set(true);
         let pools: Vec<Uuid> = self.pools.borrow().keys().copied().collect();
         let mut outcome = Ok(());
         for pool in pools {
@@ -184,8 +283,9 @@ impl<E: Env> Target<E> {
     /// The vpool of a pool.
     pub fn vpool(&self, pool: Uuid) -> Result<Pool<E>, Refusal> {
         let pools = self.pools.borrow();
-        let found = pools.get(&pool).ok_or_else(|| {
-            Refusal::new(Status::NOT_FOUND, format!("this target holds no part of pool {pool}"))
+        let found = pools.get(&pool).ok_or_else(|| match self.stopping.get() {
+            true => Refusal::new(Status::SHUTTING_DOWN, STOPPING),
+            false => Refusal::new(Status::NOT_FOUND, format!("this target holds no part of pool {pool}")),
         })?;
         Ok(found.vpool.clone())
     }
@@ -206,6 +306,27 @@ impl<E: Env> Target<E> {
         })
     }
 
+    /// How the target's shares of all pools are used.
+    pub fn usage(&self) -> TargetUsage {
+        let pools = self.pools.borrow();
+        let handles = self.handles.borrow().len() as u64;
+        let mut usage = TargetUsage { pools: pools.len() as u64, handles, ..TargetUsage::default() };
+        usage.log = self.past_logs.get();
+        for pool in pools.values() {
+            let log = pool.vpool.log_usage();
+            usage.log = with_counts(usage.log, &log);
+            usage.log.bytes += log.bytes;
+            usage.log.bytes_used += log.bytes_used;
+            // A pool whose memory cannot be read is reported by whoever works with it.
+            if let Ok(space) = pool.vpool.usage() {
+                let Space { scm, block } = &mut usage.space;
+                *scm = (scm.0 + space.arena_bytes, scm.1 + space.arena_bytes_free);
+                *block = (block.0 + space.block_bytes, block.1 + space.block_bytes_free);
+            }
+        }
+        usage
+    }
+
     /// The handle, if the target knows it.
     pub fn handle(&self, handle: Uuid) -> Option<Rc<Handle<E>>> {
         self.handles.borrow().get(&handle).cloned()
@@ -214,6 +335,9 @@ impl<E: Env> Target<E> {
     /// Keeps a handle that the service tells of, or changes what is known of it. The container's store is made if this is
     /// the first that the target hears of the container.
     pub fn install(&self, info: &HandleInfo) -> Result<Rc<Handle<E>>, Refusal> {
+        if self.stopping.get() {
+            return Err(Refusal::new(Status::SHUTTING_DOWN, STOPPING));
+        }
         if self.revoked.borrow().0.contains(&info.handle) {
             return Err(Refusal::new(Status::BAD_HANDLE, "the handle was closed"));
         }
@@ -231,14 +355,18 @@ impl<E: Env> Target<E> {
         };
         let map_version = self.pools.borrow().get(&info.pool).map(|pool| pool.map_version.clone());
         let handle = Rc::new(Handle {
+            uuid: info.handle,
             container,
             cookie: info.cookie,
             capabilities: info.capabilities,
+            traffic: self.traffic.clone(),
             lhe: Cell::new(info.lhe),
+            flushed: Cell::new(info.flushed),
+            flushes: Cell::new(0),
             pool: info.pool,
             container_uuid: info.container,
             map_version: map_version.unwrap_or_default(),
-            revoked: Cell::new(false),
+            revoked: Cell::new(Status::OK),
         });
         self.handles.borrow_mut().insert(info.handle, handle.clone());
         Ok(handle)
@@ -247,7 +375,8 @@ impl<E: Env> Target<E> {
     /// Refuses a handle from now on.
     pub fn revoke(&self, handle: Uuid) {
         if let Some(known) = self.handles.borrow_mut().remove(&handle) {
-            known.revoked.set(true);
+            let stopping = self.stopping.get();
+            known.revoked.set(if stopping { Status::SHUTTING_DOWN } else { Status::BAD_HANDLE });
         }
         let (set, order) = &mut *self.revoked.borrow_mut();
         if set.insert(handle) {
@@ -301,6 +430,16 @@ impl<E: Env> Target<E> {
     fn handles_where(&self, wanted: impl Fn(&Handle<E>) -> bool) -> Vec<Uuid> {
         let handles = self.handles.borrow();
         handles.iter().filter(|(_, handle)| wanted(handle)).map(|(uuid, _)| *uuid).collect()
+    }
+}
+
+/// `sum` with what another log has done, but not with its size.
+fn with_counts(sum: LogUsage, log: &LogUsage) -> LogUsage {
+    LogUsage {
+        commits: sum.commits + log.commits,
+        bytes_written: sum.bytes_written + log.bytes_written,
+        checkpoints: sum.checkpoints + log.checkpoints,
+        ..sum
     }
 }
 

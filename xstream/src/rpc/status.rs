@@ -109,6 +109,8 @@ statuses! {
     /// The engine has restarted and may have lost uncommitted writes of the handle. Nothing changed; discard the
     /// uncommitted epochs and write them again.
     INTERRUPTED = 1014, "uncommitted epochs were interrupted by a restart";
+    /// The epoch was not flushed since it was last written. Nothing changed; flush it, then commit again.
+    NOT_FLUSHED = 1015, "not flushed";
 }
 
 impl Status {

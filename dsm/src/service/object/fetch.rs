@@ -59,14 +59,20 @@ impl<E: Env> ObjectService<E> {
         };
         let fits = found.body_bytes() + found.data.len() <= responder.body_bytes_max();
         if fits && found.segments.iter().all(|segment| segment.stored.is_none()) {
+            handle.traffic.read.add(found.data.len() as u64);
             return found.reply(responder);
         }
         let remote = (!fits).then(|| request.remote());
         let handle = handle.clone();
         self.env.scheduler().spawn(Class::Foreground, "bulk fetch", async move {
             match found.complete(&handle.container, remote, &responder).await {
-                Ok(found) if remote.is_some() => found.reply_by_bulk(responder),
-                Ok(found) => found.reply(responder),
+                Ok(found) => {
+                    handle.traffic.read.add(found.data.len() as u64);
+                    match remote {
+                        Some(_) => found.reply_by_bulk(responder),
+                        None => found.reply(responder),
+                    }
+                }
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
         });
@@ -98,6 +104,7 @@ impl<E: Env> ObjectService<E> {
             let header = FetchHeader::new(0, 1, 0, data.len() as u64);
             let record = FetchedRecord::new(outcome, 0);
             if let Some(responder) = responder.take() {
+                handle.traffic.read.add(data.len() as u64);
                 responder.reply(&[header.as_bytes(), record.as_bytes(), data]);
             }
             None
@@ -111,7 +118,10 @@ impl<E: Env> ObjectService<E> {
                 let handle = handle.clone();
                 self.env.scheduler().spawn(Class::Foreground, "fetch from the block tier", async move {
                     match found.complete(&handle.container, None, &responder).await {
-                        Ok(found) => found.reply(responder),
+                        Ok(found) => {
+                            handle.traffic.read.add(found.data.len() as u64);
+                            found.reply(responder);
+                        }
                         Err(refusal) => responder.fail(refusal.status, &refusal.message),
                     }
                 });
