@@ -52,5 +52,11 @@ fn open_network(network: &Network, xstream: CoreId) -> Result<OfiFabric, FabricE
     let random =
         UringRng::from_system().map_err(|error| FabricError::Failed(format!("randomness: {error}")))?;
     let config = OfiConfig::server(address).with_provider(&network.provider);
-    OfiFabric::open(config, daos_xstream_uring::now, random)
+    OfiFabric::open(config, daos_xstream_uring::now, random).map_err(|error| {
+        let Network { provider, host, .. } = network;
+        FabricError::Failed(format!(
+            "{error} (provider {provider} at {host}); choose a provider and an address that this machine has: fi_info \
+             lists them"
+        ))
+    })
 }

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use daos_dsm::service::Target;
 use daos_xstream::{
-    Class, Clock, Env, Spawn,
+    Class, Clock, CounterKind, Env, Fabric, Spawn,
     rpc::Endpoint,
     telemetry::{Counter, Gauge, Metrics},
 };
@@ -13,8 +14,10 @@ use crate::fabric::NodeEnv;
 /// How old a published number may be.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Publishes the counts of the runtime, the RPC layer and the fabrics of `env`'s xstream from now on.
+/// Publishes the counts of the runtime, the RPC layer, the fabrics and the target of `env`'s xstream from now on.
+/// Operations and bytes are counted where scrapers read them; everything else is copied every [`INTERVAL`].
 pub fn publish(env: &NodeEnv, endpoint: &Endpoint<NodeEnv>, metrics: &Metrics) {
+    endpoint.measure(metrics);
     let mut published =
         Published { metrics: metrics.clone(), counters: BTreeMap::new(), gauges: BTreeMap::new() };
     let (env, endpoint) = (env.clone(), endpoint.clone());
@@ -22,11 +25,18 @@ pub fn publish(env: &NodeEnv, endpoint: &Endpoint<NodeEnv>, metrics: &Metrics) {
     let task = async move {
         loop {
             published.copy(&env, &endpoint);
+            published.copy_fabrics(&env);
+            if let Some(target) = env.locals().get::<Target<NodeEnv>>() {
+                published.copy_target(&target);
+            }
             env.clock().sleep_until(env.clock().now() + INTERVAL).await;
         }
     };
     task_env.scheduler().spawn(Class::Background, "publish metrics", task);
 }
+
+/// Name and value of one more label.
+type Label = (&'static str, &'static str);
 
 struct Published {
     metrics: Metrics,
@@ -55,6 +65,56 @@ impl Published {
         self.gauge("engine_xstream_tasks", "Tasks alive.", world.tasks);
         let longest = "Longest time a task ran without yielding, in nanoseconds.";
         self.gauge("engine_xstream_stall_max_nanoseconds", longest, world.stall_ns_max);
+    }
+
+    /// The fabrics, by name: they all count the same.
+    fn copy_fabrics(&mut self, env: &NodeEnv) {
+        env.fabric().visit_counters(&mut |fabric, counters| {
+            for (name, help, kind, value) in counters.list() {
+                let labelled = ("fabric", fabric);
+                match kind {
+                    CounterKind::Total => {
+                        self.labelled_counter(&format!("engine_fabric_{name}_total"), labelled, help, value);
+                    }
+                    CounterKind::Now => {
+                        self.labelled_gauge(&format!("engine_fabric_{name}"), labelled, help, value);
+                    }
+                }
+            }
+        });
+    }
+
+    fn copy_target(&mut self, target: &Target<NodeEnv>) {
+        let usage = target.usage();
+        self.gauge("engine_pools", "Pools that the target has a share of.", usage.pools);
+        self.gauge("engine_container_handles", "Container handles that the target knows.", usage.handles);
+        let log = (usage.log.bytes, usage.log.bytes.saturating_sub(usage.log.bytes_used));
+        for (tier, (bytes, free)) in [("memory", usage.space.scm), ("block", usage.space.block), ("log", log)]
+        {
+            let help = "Bytes of the target's shares of pools: memory tier, block tier and log.";
+            self.labelled_gauge("engine_space_bytes", ("tier", tier), help, bytes);
+            let used = bytes.saturating_sub(free);
+            self.labelled_gauge("engine_space_used_bytes", ("tier", tier), "Of these, used.", used);
+            self.labelled_gauge("engine_space_free_bytes", ("tier", tier), "Of these, free.", free);
+        }
+        let since = "Bytes in the logs since their last checkpoints: what a restart would replay.";
+        self.gauge("engine_log_bytes_since_checkpoint", since, usage.log.bytes_used);
+        let commits = "Durable writes to the logs; one carries all that was sealed meanwhile.";
+        self.counter("engine_log_commits_total", commits, usage.log.commits);
+        self.counter("engine_log_bytes_written_total", "Bytes written to the logs.", usage.log.bytes_written);
+        self.counter("engine_log_checkpoints_total", "Checkpoints completed.", usage.log.checkpoints);
+    }
+
+    fn labelled_counter(&mut self, name: &str, label: Label, help: &'static str, total: u64) {
+        let key = format!("{name} {}", label.1);
+        let new = || self.metrics.with(label.0, label.1).counter(name, help);
+        self.counters.entry(key).or_insert_with(new).set(total);
+    }
+
+    fn labelled_gauge(&mut self, name: &str, label: Label, help: &'static str, value: u64) {
+        let key = format!("{name} {}", label.1);
+        let new = || self.metrics.with(label.0, label.1).gauge(name, help);
+        self.gauges.entry(key).or_insert_with(new).set(value);
     }
 
     fn counter(&mut self, name: &str, help: &'static str, total: u64) {

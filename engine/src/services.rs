@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daos_dsm::service::{self, ServiceConfig, Target};
+use daos_dsm::service::{self, Control, ServiceConfig, Target};
 use daos_vos::MediaKind;
 use daos_xstream::{Env, rpc::Endpoint};
 
@@ -36,6 +36,9 @@ pub async fn start(
 
 /// Closes what the services have open, so that the next start has nothing to replay.
 pub async fn stop(env: &NodeEnv) -> anyhow::Result<()> {
+    if let Some(control) = Control::of(env) {
+        control.stop();
+    }
     match env.locals().get::<Target<NodeEnv>>() {
         Some(target) => Ok(target.close().await?),
         None => Ok(()),

@@ -80,6 +80,9 @@ pub enum StorageError {
         /// A name in it.
         found: String,
     },
+    /// It is no folder.
+    #[error("{0}: not a folder; choose another --dir")]
+    NoFolder(PathBuf),
     /// The superblock does not match its checksum, or cannot be read as one.
     #[error(
         "{path}: the superblock is damaged ({why}); restore it from a copy, or format anew, which loses all data"
@@ -135,6 +138,9 @@ impl Storage {
     /// Takes the folder for this process; makes it if it is not there.
     pub fn lock(directory: &Path) -> Result<Self, StorageError> {
         let failed = |error| StorageError::Io { path: directory.to_owned(), error };
+        if fs::metadata(directory).is_ok_and(|found| !found.is_dir()) {
+            return Err(StorageError::NoFolder(directory.to_owned()));
+        }
         fs::create_dir_all(directory).map_err(failed)?;
         let ours = [
             "engine.lock",
@@ -266,7 +272,8 @@ impl Storage {
 
     /// Takes back what only a running engine leaves in its folder.
     pub fn withdraw(&self) {
-        for name in ["daos.json", "daos.sock"] {
+        // The lock of the socket is free or held by this process: the folder is ours.
+        for name in ["daos.json", "daos.sock", "daos.sock.lock"] {
             if let Err(error) = remove_if_there(&self.directory.join(name)) {
                 tracing::warn!("{name}: {error}");
             }

@@ -99,6 +99,21 @@ pub struct Usage {
     pub containers: u64,
 }
 
+/// The log of a pool. All zero where the media need none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogUsage {
+    /// Bytes of the log.
+    pub bytes: u64,
+    /// Of these, in use: written since the last checkpoint.
+    pub bytes_used: u64,
+    /// Durable writes to it, each of which carries all that was sealed meanwhile.
+    pub commits: u64,
+    /// Bytes of them.
+    pub bytes_written: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+}
+
 /// Counts of a container.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ContainerUsage {

@@ -48,7 +48,8 @@ pub use container::{ArrayKeys, Batch, Container};
 pub use daos_umem::{MediaKind, Persisted, Sealed};
 pub use error::Error;
 pub use fetched::{
-    Anchor, Change, ContainerUsage, Data, Fetched, Piece, PieceData, RecordedExtent, Usage, ValueRef,
+    Anchor, Change, ContainerUsage, Data, Fetched, LogUsage, Piece, PieceData, RecordedExtent, Usage,
+    ValueRef,
 };
 pub use pool::{Pool, PoolOptions};
 pub use read::FetchRequest;

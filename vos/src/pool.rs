@@ -16,7 +16,7 @@ use uuid::Uuid;
 use zerocopy::IntoBytes;
 
 use crate::{
-    BlockRef, Checksums, Container, Error, StoredExtent, Usage,
+    BlockRef, Checksums, Container, Error, LogUsage, StoredExtent, Usage,
     blocks::{BlockTier, Pins},
     editor::Cache,
     error::{from_heap, from_media, from_store, not_persisted},
@@ -362,6 +362,19 @@ impl<E: Env> Pool<E> {
             },
             containers: root.container_count,
         })
+    }
+
+    /// How the pool's log is used, and what it has done since the pool was opened.
+    pub fn log_usage(&self) -> LogUsage {
+        let (bytes_used, bytes, _) = self.0.store.log_usage();
+        let counters = self.0.store.counters();
+        LogUsage {
+            bytes,
+            bytes_used,
+            commits: counters.log_writes,
+            bytes_written: counters.log_bytes,
+            checkpoints: counters.checkpoints,
+        }
     }
 
     pub(crate) fn containers_place(&self) -> u64 {

@@ -14,11 +14,12 @@ use super::{
     call::{BufferPool, CallId, Calls, Ended, Progress},
     counters::count,
     header::RequestFields,
+    meter::Meters,
     peer::{Peer, Peers},
 };
 use crate::{
     Access, Address, Class, Clock, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng, Sink,
-    Spawn, Time, combine::race, sync::Notify,
+    Spawn, Time, combine::race, sync::Notify, telemetry::Metrics,
 };
 
 /// Longest text that is kept of a refusal.
@@ -34,6 +35,7 @@ pub(super) struct Inner<E: Env> {
     pub env: E,
     pub requests_open: Cell<u32>,
     pub counters: Counters,
+    pub meters: Meters,
     pub config: EndpointConfig,
     rank: Cell<u32>,
     message_bytes_max: usize,
@@ -48,7 +50,7 @@ pub(super) struct Inner<E: Env> {
     /// When the watch looks next, and how to make it look earlier.
     alarm_at: Cell<Time>,
     alarm: Notify,
-    /// The time of this poll, once somebody has asked.
+    /// When the poll under way began, once somebody has asked; `None` between polls.
     poll_time: Cell<Option<Time>>,
 }
 
@@ -66,6 +68,7 @@ impl<E: Env> Endpoint<E> {
             env: env.clone(),
             requests_open: Cell::new(0),
             counters: Counters::default(),
+            meters: Meters::new(config.poll_limit),
             rank: Cell::new(config.rank),
             message_bytes_max: env.fabric().message_bytes_max(),
             services: (0..=u8::MAX).map(|_| OnceCell::new()).collect(),
@@ -98,8 +101,18 @@ impl<E: Env> Endpoint<E> {
     /// If there is one of that number already.
     pub fn register(&self, service: Rc<dyn Service<E>>) {
         let module = service.module();
+        self.0.meters.measure(module, service.name(), service.procedures());
         if self.0.services[usize::from(module)].set(service).is_err() {
             panic!("module {module} is registered twice");
+        }
+    }
+
+    /// Measures the [procedures](Service::procedures) of all modules, those registered later included, and shows the result
+    /// in `metrics`.
+    pub fn measure(&self, metrics: &Metrics) {
+        self.0.meters.set_metrics(metrics);
+        for service in self.0.services.iter().filter_map(OnceCell::get) {
+            self.0.meters.measure(service.module(), service.name(), service.procedures());
         }
     }
 
@@ -256,6 +269,9 @@ impl<E: Env> Inner<E> {
         }
         self.poll_time.set(None);
         done += self.env.fabric().poll(self.config.poll_limit, &mut Intake(self));
+        if let Some(began) = self.poll_time.take() {
+            self.meters.poll_ended(began, || self.env.clock().now());
+        }
         self.bury();
         done
     }
@@ -281,11 +297,12 @@ impl<E: Env> Inner<E> {
             count(&self.counters.requests_refused_busy);
             return refuse(Status::BUSY, "");
         }
+        let arrived = self.poll_time();
         let deadline = match header.deadline_us() {
             0 => Time::NEVER,
-            budget => self.poll_time() + Duration::from_micros(u64::from(budget)),
+            budget => arrived + Duration::from_micros(u64::from(budget)),
         };
-        let responder = Responder::new(self, peer, header, deadline);
+        let responder = Responder::new(self, peer, header, arrived, deadline);
         service.call(Request { header, body, peer: peer.id }, responder);
     }
 
@@ -361,6 +378,15 @@ impl<E: Env> Inner<E> {
         let header = Header::reply(opcode, request_id, status, map_version, body);
         if self.transmit(peer, &header, body).is_err() {
             count(&self.counters.replies_lost);
+        }
+    }
+
+    /// Counts the answer to a request that arrived at `arrived`.
+    pub fn answered(&self, opcode: Opcode, status: Status, arrived: Time) {
+        if self.poll_time.get() == Some(arrived) {
+            self.meters.answered_in_poll(opcode, status);
+        } else {
+            self.meters.answered(opcode, status, arrived, || self.env.clock().now());
         }
     }
 

@@ -22,6 +22,7 @@ mod config;
 mod counters;
 mod endpoint;
 mod header;
+mod meter;
 mod peer;
 mod sending;
 mod service;

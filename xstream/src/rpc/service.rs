@@ -15,6 +15,11 @@ pub trait Service<E: Env>: 'static {
     /// Its name, for logs.
     fn name(&self) -> &'static str;
 
+    /// Its procedures that are worth [measuring](super::Endpoint::measure), by number and name.
+    fn procedures(&self) -> &'static [(u8, &'static str)] {
+        &[]
+    }
+
     /// Answers a request. Runs within the progress poll, so it must not take long: what waits, or computes for more
     /// than some 100 µs, copies what it needs and goes on in a task that owns the responder.
     fn call(&self, request: Request<'_>, responder: Responder<E>);
@@ -69,6 +74,7 @@ pub struct Responder<E: Env> {
     endpoint: Rc<Inner<E>>,
     peer: Rc<Peer>,
     request_id: u64,
+    arrived: Time,
     deadline: Time,
     map_version: Cell<u32>,
     opcode: Opcode,
@@ -76,13 +82,20 @@ pub struct Responder<E: Env> {
 }
 
 impl<E: Env> Responder<E> {
-    pub(super) fn new(endpoint: &Rc<Inner<E>>, peer: &Rc<Peer>, header: &Header, deadline: Time) -> Self {
+    pub(super) fn new(
+        endpoint: &Rc<Inner<E>>,
+        peer: &Rc<Peer>,
+        header: &Header,
+        arrived: Time,
+        deadline: Time,
+    ) -> Self {
         peer.requests_open.set(peer.requests_open.get() + 1);
         endpoint.requests_open.set(endpoint.requests_open.get() + 1);
         Self {
             endpoint: endpoint.clone(),
             peer: peer.clone(),
             request_id: header.request_id(),
+            arrived,
             deadline,
             map_version: Cell::new(0),
             opcode: header.opcode(),
@@ -104,6 +117,7 @@ impl<E: Env> Responder<E> {
     pub fn answer(mut self, status: Status, parts: &[&[u8]]) {
         self.answered = true;
         self.endpoint.answer(&self.peer, self.opcode, self.request_id, status, self.map_version.get(), parts);
+        self.endpoint.answered(self.opcode, status, self.arrived);
     }
 
     /// Who asked.
@@ -166,6 +180,7 @@ impl<E: Env> Drop for Responder<E> {
             count(&self.endpoint.counters.requests_unanswered);
             let text: &[&[u8]] = &[b"the service gave up without an answer"];
             self.endpoint.answer(&self.peer, self.opcode, self.request_id, Status::INTERNAL, 0, text);
+            self.endpoint.answered(self.opcode, Status::INTERNAL, self.arrived);
         }
     }
 }
