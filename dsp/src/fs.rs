@@ -6,9 +6,9 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use daos_dsr::client::{Anchor, ContainerEpochs, Document, Page, TargetObjects};
+use daos_dsr::client::{Anchor, ContainerEpochs, Document, DsrError, Page, TargetObjects};
 use daos_types::{Epoch, ObjectId};
-use daos_xstream::sync::Semaphore;
+use daos_xstream::{rpc::Status, sync::Semaphore};
 
 use crate::{
     Attributes, Directory, Entry, File, FileType, FsError, Inode, SetAttributes, Superblock,
@@ -127,9 +127,7 @@ impl<T: Store> Fs<T> {
         let next = FIRST_NUMBER.to_le_bytes();
         let records: [(&[u8], &[u8]); 2] = [(PARAMETERS, &superblock), (NEXT_NUMBER, &next)];
         document.update(epoch, layout::SUPERBLOCK_DKEY, &records).await?;
-        targets.flush(epoch).await?;
-        targets.commit(epoch).await?;
-        Ok(())
+        flush_and_commit(targets, epoch).await
     }
 
     /// Mounts the file system that a container holds. For writing, the next epoch is held.
@@ -194,8 +192,7 @@ impl<T: Store> Fs<T> {
         }
         let epoch = self.0.epochs.advance();
         self.0.epochs.closed(epoch).await;
-        self.0.targets.flush(epoch).await?;
-        self.0.targets.commit(epoch).await?;
+        flush_and_commit(&self.0.targets, epoch).await?;
         Ok(epoch)
     }
 
@@ -343,3 +340,15 @@ impl<T: Store> Fs<T> {
 
 /// The number of akeys of an entry without its data, for those who fetch both ways.
 pub(crate) const DATA_INDEX: usize = AKEYS.len() - 1;
+
+/// Commits everything up to `epoch`. A repeated request that was held up on its way may arrive between the flush and the
+/// commit, and takes the flush back: then both are done again.
+async fn flush_and_commit(targets: &impl ContainerEpochs, epoch: Epoch) -> Result<(), FsError> {
+    loop {
+        targets.flush(epoch).await?;
+        match targets.commit(epoch).await {
+            Err(DsrError::Target { status, .. }) if Status(status) == Status::NOT_FLUSHED => {}
+            outcome => return Ok(outcome?),
+        }
+    }
+}

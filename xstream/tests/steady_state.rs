@@ -8,6 +8,7 @@ use std::{rc::Rc, time::Duration};
 use daos_xstream::{
     Env, join_all,
     rpc::{Call, Endpoint, EndpointConfig, Opcode, Request, Responder, RpcError, Service},
+    telemetry::Registry,
 };
 use loopback::{Local, PEER, pair, run};
 
@@ -20,6 +21,10 @@ impl Service<Local> for Echo {
 
     fn name(&self) -> &'static str {
         "echo"
+    }
+
+    fn procedures(&self) -> &'static [(u8, &'static str)] {
+        &[(0, "echo")]
     }
 
     fn call(&self, request: Request<'_>, responder: Responder<Local>) {
@@ -46,7 +51,9 @@ const ECHO: Call = Call {
 
 #[test]
 fn a_call_allocates_nothing() {
-    let (client, engine, caller, _server) = endpoints(EndpointConfig::default());
+    let (client, engine, caller, server) = endpoints(EndpointConfig::default());
+    let registry = Registry::default();
+    server.measure(&registry.scope(&[]));
     let calls = async |count: u32| {
         for _ in 0..count {
             let reply = caller.call(PEER, &ECHO, &[b"sixteen ", b"bytes..."]).await.unwrap();
@@ -58,6 +65,9 @@ fn a_call_allocates_nothing() {
     let many = allocation_counter::measure(|| run(&[&client, &engine], calls(10_000))).count_total;
     assert!(one <= 2, "only the run's own waker: {one}");
     assert_eq!(many, one, "10,000 calls allocate as much as one");
+    // And all of them were measured.
+    let count = "engine_operations_seconds_count{module=\"echo\",operation=\"echo\"} 10101";
+    assert!(registry.render().lines().any(|line| line == count), "{}", registry.render());
 }
 
 #[test]
