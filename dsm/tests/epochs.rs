@@ -268,6 +268,8 @@ fn a_pool_handle_lives_as_long_as_a_container_handle_opened_with_it_is_used() {
     });
 }
 
+type Boxed<'a> = Pin<Box<dyn Future<Output = Result<(), DsmError>> + 'a>>;
+
 /// A write that came after the flush of its epoch used to be committed without being durable, and one that came after the
 /// commit changed a committed epoch.
 #[test]
@@ -312,8 +314,7 @@ fn a_write_after_the_flush_needs_another_flush_and_one_after_the_commit_is_refus
                 put(&io, 1, base, &format!("late {round}"), &[round as u8]).await
             };
             let flush = async { handle.flush(Epoch(base)).await.map(drop) };
-            let both: [Pin<Box<dyn Future<Output = Result<(), DsmError>>>>; 2] =
-                [Box::pin(flush), Box::pin(late)];
+            let both: [Boxed<'_>; 2] = [Box::pin(flush), Box::pin(late)];
             for result in join_all(both).await {
                 result.expect("both work");
             }

@@ -190,9 +190,11 @@ impl<E: Env> Control<E> {
     }
 
     async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
-        if let Name::Uuid(uuid) = request.pool
-            && let Some(refusal) = self.broken.borrow().get(&uuid).cloned()
-        {
+        let broken = match request.pool {
+            Name::Uuid(uuid) => self.broken.borrow().get(&uuid).cloned().map(|refusal| (uuid, refusal)),
+            Name::Label(_) => None,
+        };
+        if let Some((uuid, refusal)) = broken {
             if !request.force {
                 let message = format!("{}; --force removes it with all it holds", refusal.message);
                 return Err(Refusal::new(refusal.status, message));

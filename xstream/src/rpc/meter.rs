@@ -15,10 +15,13 @@ use crate::{
 /// The meters of an endpoint.
 pub(super) struct Meters {
     metrics: OnceCell<Metrics>,
-    modules: Box<[OnceCell<Box<[Option<Meter>]>>]>,
+    modules: Box<[OnceCell<Module>]>,
     /// What the poll under way has answered.
     answered: RefCell<Vec<Opcode>>,
 }
+
+/// The meters of one module, by procedure.
+type Module = Box<[Option<Meter>]>;
 
 struct Meter {
     seconds: Histogram,
