@@ -100,7 +100,12 @@ printf 'copy in %s s, copy back %s s, cp -r and sync %s s: in %s x, back %s x th
 
 echo
 echo "== latencies beside the limits of this machine"
-daos_perf --seconds 0.5 --scratch "$work"
+echo "(microseconds at depth 1; \`daos_perf\` shows every case, percentile and the CPU time)"
+daos_perf --seconds 0.5 --scratch "$work" --json |
+    jq -r 'select(.case == "wake-after-idle" or .depth == 1 and (.case != "idle-cpu"))
+        | [.fabric, .case, .value_bytes, .p50_us, .p99_us, .limit_name, .limit_value, .limit_unit, .ratio, (.goal // "")] | @tsv' |
+    awk -F '\t' 'BEGIN { printf "%-6s %-18s %8s %9s %9s  %s\n", "fabric", "case", "bytes", "p50", "p99", "limit measured beside it" }
+        { printf "%-6s %-18s %8d %9.2f %9.2f  %.2f x %s (%.2f %s)%s\n", $1, $2, $3, $4, $5, $9, $6, $7, $8, $10 ? ", goal " $10 : "" }'
 
 echo
 echo "== stop"

@@ -63,10 +63,12 @@ pub struct Limit {
     pub unit: &'static str,
     /// The case over the limit, both in `limit_unit`.
     pub ratio: f64,
-    /// The ratio aimed at, and whether it was reached.
-    pub goal: String,
+    /// The ratio aimed at, if there is a goal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
     /// Whether the goal was reached.
-    pub reached: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reached: Option<bool>,
 }
 
 impl Row {
@@ -99,8 +101,8 @@ impl Row {
             value: limit_us,
             unit: "us",
             ratio,
-            goal: format!("<= {at_most}"),
-            reached: ratio <= at_most,
+            goal: Some(format!("<= {at_most}")),
+            reached: Some(ratio <= at_most),
         });
         self
     }
@@ -113,8 +115,8 @@ impl Row {
             value: limit,
             unit: "ops_per_s",
             ratio,
-            goal: format!(">= {at_least}"),
-            reached: ratio >= at_least,
+            goal: Some(format!(">= {at_least}")),
+            reached: Some(ratio >= at_least),
         });
         self
     }
@@ -128,8 +130,8 @@ impl Row {
             value: limit,
             unit: "ops_per_cpu_s",
             ratio,
-            goal: format!(">= {at_least}"),
-            reached: ratio >= at_least,
+            goal: Some(format!(">= {at_least}")),
+            reached: Some(ratio >= at_least),
         });
         self
     }
@@ -141,8 +143,8 @@ impl Row {
             value: limit,
             unit: "ops_per_s",
             ratio: self.ops_per_s / limit,
-            goal: "none".to_owned(),
-            reached: true,
+            goal: None,
+            reached: None,
         });
         self
     }
@@ -155,8 +157,8 @@ impl Row {
             value: at_most,
             unit: "percent",
             ratio: percent / at_most,
-            goal: "<= 1".to_owned(),
-            reached: percent <= at_most,
+            goal: Some("<= 1".to_owned()),
+            reached: Some(percent <= at_most),
         });
         self
     }
@@ -187,11 +189,10 @@ impl Row {
             line += &format!("  {bytes:.0} B/record");
         }
         if let Some(limit) = &self.limit {
-            let verdict = if limit.reached { "reached" } else { "MISSED" };
-            line += &format!(
-                "\n    {:.2} x {} ({:.2} {}); goal {}: {verdict}",
-                limit.ratio, limit.name, limit.value, limit.unit, limit.goal
-            );
+            line += &format!("\n    {:.2} x {} ({:.2} {})", limit.ratio, limit.name, limit.value, limit.unit);
+            if let (Some(goal), Some(reached)) = (&limit.goal, limit.reached) {
+                line += &format!("; goal {goal}: {}", if reached { "reached" } else { "MISSED" });
+            }
         }
         line
     }
