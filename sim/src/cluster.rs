@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeSet,
     rc::Rc,
     time::Duration,
 };
@@ -21,7 +22,8 @@ use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
 
 use crate::{
     model::{HandleKey, Model},
-    plan::Plan,
+    plan::{Helper, Plan},
+    ponds, tree,
     violation::Rule,
     workload,
 };
@@ -55,6 +57,12 @@ pub struct Shared {
     pub plan: Plan,
     /// Faults are over.
     pub calm: Cell<bool>,
+    /// The file system, if there is one.
+    pub tree: RefCell<tree::State>,
+    /// Pools that the engine lists when all is over.
+    pub pools: RefCell<BTreeSet<uuid::Uuid>>,
+    /// The helper has done everything; or there is none.
+    pub helper_done: Cell<bool>,
     /// Whether operations are printed.
     pub log: bool,
     /// The engine is switched on, and was told to start.
@@ -98,6 +106,8 @@ pub struct Cluster {
     pub engine: Node,
     /// The node that sets up and checks.
     pub admin: Node,
+    /// The node of the helper.
+    pub helper: Node,
     /// Client nodes, by slot.
     pub clients: Vec<Node>,
     /// What all share.
@@ -110,6 +120,7 @@ impl Cluster {
         let sim = Simulation::new(seed, plan.world.clone());
         let engine = sim.add_node(TARGETS);
         let admin = sim.add_node(1);
+        let helper = sim.add_node(1);
         let clients: Vec<Node> = (0..plan.clients).map(|_| sim.add_node(1)).collect();
         // One more, for the admin node: it has no rounds to do.
         let slots =
@@ -117,6 +128,9 @@ impl Cluster {
         let shared = Rc::new(Shared {
             model: RefCell::default(),
             slots,
+            tree: RefCell::default(),
+            pools: RefCell::default(),
+            helper_done: Cell::new(plan.helper.is_none()),
             plan,
             calm: Cell::new(false),
             log,
@@ -124,7 +138,7 @@ impl Cluster {
             started: Cell::new(0),
             engine: engine.address(0),
         });
-        Self { sim, engine, admin, clients, shared }
+        Self { sim, engine, admin, helper, clients, shared }
     }
 
     /// Starts the engine on what its disk holds. It serves some time later.
@@ -192,6 +206,11 @@ impl Cluster {
                 let uuid = pool.container_create(label, ContainerProperties::default(), None).await?;
                 shared.model.borrow_mut().container_made(uuid);
             }
+            if shared.plan.helper == Some(Helper::Tree) {
+                let label = "files".parse().ok();
+                let uuid = pool.container_create(label, ContainerProperties::default(), None).await?;
+                shared.tree.borrow_mut().container = Some(uuid);
+            }
             pool.disconnect().await
         })?;
         if let Err(error) = made {
@@ -212,6 +231,25 @@ impl Cluster {
             async move {
                 if let Some(shared) = shared.upgrade() {
                     workload::live(env, shared, slot).await;
+                }
+            }
+        });
+    }
+
+    /// Starts a life of the helper, if there is one.
+    pub fn start_helper(&self) {
+        let Some(helper) = self.shared.plan.helper else { return };
+        if !self.helper.is_alive() {
+            self.helper.restart();
+        }
+        let shared = Rc::downgrade(&self.shared);
+        self.helper.start(move |env| {
+            let shared = shared.clone();
+            async move {
+                match (shared.upgrade(), helper) {
+                    (Some(shared), Helper::Tree) => tree::live(env, shared).await,
+                    (Some(shared), Helper::Ponds) => ponds::live(env, shared).await,
+                    (None, _) => {}
                 }
             }
         });

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use daos_xstream_sim::{Loss, Stopped};
 
-use crate::{cluster::Cluster, plan::Storage};
+use crate::{
+    cluster::Cluster,
+    plan::{Helper, Storage},
+};
 
 impl Cluster {
     /// Causes a fault of the seed's choice.
@@ -34,7 +37,14 @@ impl Cluster {
                     self.sim.heal(&self.clients[slot], &self.engine);
                 }
             }
-            8..10 => self.new_life_of_client(slot)?,
+            8 => self.new_life_of_client(slot)?,
+            9 if self.shared.plan.helper == Some(Helper::Tree) => {
+                self.shared.log(|| format!("{:?} -- the helper dies", self.sim.elapsed()));
+                self.helper.kill(Loss::Process);
+                self.run_for(self.some(Duration::from_secs(1)))?;
+                self.start_helper();
+            }
+            9 => self.new_life_of_client(slot)?,
             _ => match self.shared.plan.storage {
                 Storage::Sound => {}
                 Storage::Failing => self.media_fail(slot, loss)?,
@@ -106,7 +116,7 @@ impl Cluster {
         let disk = self.engine.disk();
         for path in self.files("/blocks") {
             for _ in 0..self.sim.choose(4) {
-                let Some(byte) = disk.written_byte(&path) else { continue };
+                let Some(byte) = disk.written_byte(&path, 1) else { continue };
                 self.shared.model.borrow_mut().damaged = true;
                 self.shared.log(|| format!("{:?} -- byte {byte} of {path} changes", self.sim.elapsed()));
                 match self.sim.choose(4) {
@@ -117,14 +127,16 @@ impl Cluster {
         }
     }
 
-    /// One bit of a heap's file flips while the engine is down. It finds that out, or the bit did not matter. If it did not
-    /// touch the file, the bit flips back, and nothing must be lost.
+    /// One bit of a heap's file, or of the first half of its log, flips while the engine is down. It finds that out, or the
+    /// bit did not matter. If it did not touch the file, the bit flips back, and nothing must be lost. (Damage to the newest
+    /// frame of the log looks like a torn write, as `docs/format.md` says.)
     fn heap_is_tampered_with(&self, loss: Loss) -> Result<(), Stopped> {
         let disk = self.engine.disk();
-        let files = self.files("/heap");
+        let (kind, part) = if self.sim.choose(3) == 0 { ("/heap", 1) } else { ("/log", 2) };
+        let files = self.files(kind);
         let path = files[self.sim.choose(files.len() as u64) as usize].clone();
         self.crash_engine(loss);
-        let Some(byte) = disk.written_byte(&path) else {
+        let Some(byte) = disk.written_byte(&path, part) else {
             self.start_engine();
             return Ok(());
         };

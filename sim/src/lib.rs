@@ -19,7 +19,9 @@ mod faults;
 mod model;
 mod objects;
 mod plan;
+mod ponds;
 mod run;
+mod tree;
 mod violation;
 mod workload;
 

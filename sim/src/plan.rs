@@ -40,6 +40,17 @@ pub struct Plan {
     pub think_us_max: u64,
     /// What happens to media.
     pub storage: Storage,
+    /// Who works beside the clients.
+    pub helper: Option<Helper>,
+}
+
+/// A client of another kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Helper {
+    /// It uses a file system.
+    Tree,
+    /// It makes and destroys pools.
+    Ponds,
 }
 
 /// A small generator of the plan; the world has its own.
@@ -85,6 +96,11 @@ impl Plan {
                 2 => Storage::Decaying,
                 3 => Storage::Tampered,
                 _ => Storage::Sound,
+            },
+            helper: match dice.roll(4) {
+                0 => Some(Helper::Tree),
+                1 => Some(Helper::Ponds),
+                _ => None,
             },
         }
     }

@@ -12,7 +12,8 @@ use serde::Serialize;
 use crate::{
     audit::audit,
     cluster::Cluster,
-    plan::Plan,
+    plan::{Helper, Plan},
+    ponds, tree,
     violation::{Rule, Violation},
 };
 
@@ -105,6 +106,7 @@ fn drive(cluster: &Cluster, options: Options) -> Result<(), Stopped> {
     for slot in 0..cluster.clients.len() {
         cluster.start_client(slot);
     }
+    cluster.start_helper();
     for _ in 0..cluster.shared.plan.faults {
         let pause = Duration::from_micros(cluster.sim.choose(600_000));
         cluster.run_for(pause)?;
@@ -120,21 +122,51 @@ fn drive(cluster: &Cluster, options: Options) -> Result<(), Stopped> {
         }
         let shared = cluster.shared.clone();
         cluster.sim.block_on(&cluster.admin, |env| audit(env, shared))?;
+        cluster.audit_helper()?;
         if crash {
             cluster.crash_engine(Loss::Power);
             cluster.start_engine();
         }
     }
+    cluster.audit_files();
     Ok(())
 }
 
 impl Cluster {
+    fn audit_helper(&self) -> Result<(), Stopped> {
+        let shared = self.shared.clone();
+        if self.shared.plan.helper == Some(Helper::Tree) {
+            self.sim.block_on(&self.admin, |env| tree::audit(env, shared))?;
+        }
+        let shared = self.shared.clone();
+        self.sim.block_on(&self.admin, |env| ponds::audit(env, shared))
+    }
+
+    /// After the last restart the engine's media hold the files of those pools that it lists, and nothing else.
+    fn audit_files(&self) {
+        if self.is_broken() {
+            return;
+        }
+        let pools = self.shared.pools.borrow();
+        let mut model = self.shared.model.borrow_mut();
+        for (path, _) in self.engine.disk().files() {
+            let pool = path.strip_prefix("pools/").and_then(|rest| rest.split('/').next());
+            if !pool.is_some_and(|pool| pools.iter().any(|listed| listed.to_string() == pool)) {
+                model.violate(Rule::Pools, format!("{path} is of no pool"));
+            }
+        }
+        if pools.len() != 1 {
+            model.violate(Rule::Pools, format!("one pool ought to be there; listed are {pools:?}"));
+        }
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.shared.model.borrow().violation().is_some()
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.shared.slots[..self.clients.len()].iter().all(|slot| slot.done.get())
+        let clients = &self.shared.slots[..self.clients.len()];
+        self.shared.helper_done.get() && clients.iter().all(|slot| slot.done.get())
     }
 
     /// Runs for a while, or until all is done or broken.
@@ -159,7 +191,8 @@ impl Cluster {
         if let Err(stopped) = done {
             let waiting: Vec<usize> =
                 (0..self.clients.len()).filter(|slot| !self.shared.slots[*slot].done.get()).collect();
-            let story = format!("clients {waiting:?} are not done: {stopped}");
+            let helper = if self.shared.helper_done.get() { "is" } else { "is not" };
+            let story = format!("clients {waiting:?} are not done, the helper {helper}: {stopped}");
             self.shared.model.borrow_mut().violate(Rule::Liveness, story);
         }
         Ok(())

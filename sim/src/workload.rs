@@ -1,6 +1,7 @@
 //! What a client does: rounds of transactions on random objects, through the real client halves of DSM and DSR.
 
 mod reads;
+mod together;
 mod writes;
 
 use std::{rc::Rc, time::Duration};
@@ -100,15 +101,18 @@ impl Client {
         });
     }
 
-    async fn think(&self) {
+    pub async fn pause(&self, duration: Duration) {
+        self.env.clock().sleep_until(self.env.clock().now() + duration).await;
+    }
+
+    pub async fn think(&self) {
         if self.roll(3) == 0 {
-            let pause = Duration::from_micros(self.roll(self.shared.plan.think_us_max + 1));
-            self.env.clock().sleep_until(self.env.clock().now() + pause).await;
+            self.pause(Duration::from_micros(self.roll(self.shared.plan.think_us_max + 1))).await;
         }
     }
 
     /// Whether an answer means that the engine's media have failed, at a time when they may have.
-    fn is_sick(&self, status: Status) -> bool {
+    pub fn is_sick(&self, status: Status) -> bool {
         let model = self.shared.model.borrow();
         let failed =
             matches!(status, Status::READ_ONLY | Status::MEDIA_FAILED | Status::CORRUPT | Status::NO_SPACE);
@@ -116,16 +120,15 @@ impl Client {
     }
 
     /// Waits until media are sound again.
-    async fn recovery(&self) {
-        let now = || self.env.clock().now();
-        self.env.clock().sleep_until(now() + Duration::from_millis(20)).await;
+    pub async fn recovery(&self) {
+        self.pause(Duration::from_millis(20)).await;
         while self.shared.model.borrow().sick {
-            self.env.clock().sleep_until(now() + Duration::from_millis(100)).await;
+            self.pause(Duration::from_millis(100)).await;
         }
     }
 
     /// Does something again and again while media have failed.
-    async fn persist<T>(&self, what: impl AsyncFn() -> Result<T, DsmError>) -> Result<T, DsmError> {
+    pub async fn persist<T>(&self, what: impl AsyncFn() -> Result<T, DsmError>) -> Result<T, DsmError> {
         loop {
             match what().await {
                 Err(error) if self.is_sick(error.status()) => self.recovery().await,
@@ -208,6 +211,9 @@ impl Client {
 
     /// Opens a container, works, closes it.
     async fn round(self: &Rc<Self>, pool: &PoolHandle<SimEnv>) -> Result<Next, Trouble> {
+        if self.shared.plan.containers > 1 && self.roll(5) == 0 {
+            return self.round_together(pool).await;
+        }
         let container = self.roll(self.shared.plan.containers as u64) as usize;
         let options = match self.roll(6) {
             0 => OpenOptions::READ,

@@ -87,7 +87,7 @@ impl Session {
     }
 
     /// A few changes at once, of different objects.
-    async fn changes(&self, epoch: u64) -> Result<(), Trouble> {
+    pub async fn changes(&self, epoch: u64) -> Result<(), Trouble> {
         let mut parts = self.client.parts();
         let mut deeds = Vec::new();
         for _ in 0..=self.client.roll(3) {
@@ -215,17 +215,22 @@ impl Session {
         }
     }
 
-    async fn commit(&self, epoch: u64) -> Result<(), Trouble> {
-        let client = &self.client;
-        if client.shared.model.borrow().in_doubt(self.key) {
+    /// Flushes what is to be committed. Nothing of it may be in doubt.
+    pub async fn flush(&self, epoch: u64) -> Result<(), Trouble> {
+        if self.client.shared.model.borrow().in_doubt(self.key) {
             return Err(Trouble::Undo);
         }
-        let flushing = client.shared.model.borrow().flush(self.key, epoch);
+        let flushing = self.client.shared.model.borrow().flush(self.key, epoch);
         let flushed =
             self.control(format!("flush {epoch}"), self.handle.flush(Epoch(epoch)), |model, _, _| {
                 model.flushed(self.key, &flushing);
             });
-        flushed.await?;
+        flushed.await.map(drop)
+    }
+
+    async fn commit(&self, epoch: u64) -> Result<(), Trouble> {
+        let client = &self.client;
+        self.flush(epoch).await?;
         if client.roll(12) == 0 {
             return self.read_own(epoch + 3).await;
         }
@@ -268,7 +273,7 @@ impl Session {
     }
 
     /// Asks what became of a commit that was neither acknowledged nor refused.
-    async fn learn_fate(&self, commit: CommitKey, epoch: u64) -> Result<(), Trouble> {
+    pub async fn learn_fate(&self, commit: CommitKey, epoch: u64) -> Result<(), Trouble> {
         loop {
             self.client.recovery().await;
             let asked = self.control("query", self.handle.epoch_query(), |model, _, state| {

@@ -296,15 +296,16 @@ impl DiskState {
         })
     }
 
-    /// A byte of a file that was ever written, by a number that is not larger than their count.
-    pub fn written_byte(&self, path: &str, choose: impl Fn(u64) -> u64) -> Option<u64> {
+    /// A byte of the first 1/`part` of the blocks of a file that were ever written.
+    pub fn written_byte(&self, path: &str, part: u64, choose: impl Fn(u64) -> u64) -> Option<u64> {
         let number = self.names.borrow().get(path).copied()?;
         let files = self.files.borrow();
         let blocks = &files.get(&number)?.live;
-        if blocks.is_empty() {
+        let count = blocks.len() as u64 / part;
+        if count == 0 {
             return None;
         }
-        let block = *blocks.keys().nth(choose(blocks.len() as u64) as usize)?;
+        let block = *blocks.keys().nth(choose(count) as usize)?;
         Some(block * BLOCK_BYTES as u64 + choose(BLOCK_BYTES as u64))
     }
 

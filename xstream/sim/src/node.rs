@@ -186,9 +186,9 @@ impl Disk {
         self.state.flip_bit(path, bit)
     }
 
-    /// A byte, of the seed's choice, of those blocks of a file that were ever written.
-    pub fn written_byte(&self, path: &str) -> Option<u64> {
-        self.state.written_byte(path, |bound| self.world.weather.below(bound))
+    /// A byte, of the seed's choice, of the first 1/`part` of those blocks of a file that were ever written.
+    pub fn written_byte(&self, path: &str, part: u64) -> Option<u64> {
+        self.state.written_byte(path, part, |bound| self.world.weather.below(bound))
     }
 
     /// A digest of a file as reads see it.
