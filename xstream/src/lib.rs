@@ -37,7 +37,7 @@ mod task;
 pub mod telemetry;
 mod time;
 
-pub use absent::{NoFile, NoMailbox, NoMedia};
+pub use absent::{NoFabric, NoFile, NoMailbox, NoMedia};
 pub use buffer::{BLOCK_BYTES, IoBuffer};
 pub use combine::{Either, Elapsed, join_all, race, spawn_joined, submit_to, timeout};
 pub use env::{Bug, Env};

@@ -7,7 +7,7 @@
 //!   a whole.
 //! * An address is in libfabric's address vector exactly as long as a peer, or a newcomer that claims it, has it.
 
-use std::{collections::BTreeMap, task::Waker};
+use std::{collections::BTreeMap, task::Waker, time::Duration};
 
 use daos_xstream::{PeerId, Time};
 
@@ -60,6 +60,8 @@ pub(crate) struct Peer {
     pub(crate) messages: u64,
     /// Since when nothing can be sent to it.
     pub(crate) stalled: Option<Time>,
+    /// When to try again, while it is stalled: see [`Peer::refused`].
+    pub(crate) try_again: Time,
     /// Control messages to be sent, oldest first; at most one of each kind.
     pub(crate) owed: Vec<Owed>,
     /// Messages in transmit buffers.
@@ -76,7 +78,22 @@ pub(crate) struct Peer {
     pub(crate) waiting: Vec<Waker>,
 }
 
+/// The longest pause between attempts to send to a stalled peer.
+const PAUSE_MAX: Duration = Duration::from_millis(50);
+
 impl Peer {
+    /// libfabric has no room for it, or no connection to it. Where a connection has ended every attempt makes a new one, and
+    /// a dead peer refuses them all, so the longer it goes on the longer are the pauses.
+    pub(crate) fn refused(&mut self, now: Time) {
+        let since = *self.stalled.get_or_insert(now);
+        self.try_again = now + (now.since(since) / 4).min(PAUSE_MAX);
+    }
+
+    /// Whether it would be a waste to ask libfabric to send something now.
+    pub(crate) fn is_pausing(&self, now: Time) -> bool {
+        self.stalled.is_some() && now < self.try_again
+    }
+
     /// Remembers to send `owed`, in place of an earlier one of its kind.
     pub(crate) fn owe(&mut self, owed: Owed) {
         self.owed.retain(|other| std::mem::discriminant(other) != std::mem::discriminant(&owed));
@@ -188,6 +205,7 @@ impl Peers {
             heard: now,
             messages: 0,
             stalled: None,
+            try_again: now,
             owed: Vec::new(),
             sends: 0,
             injected: 0,

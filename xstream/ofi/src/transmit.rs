@@ -62,7 +62,9 @@ impl Inner {
     /// piece. The completion of a piece shows that what was copied before it has left, so the pieces that a peer may hold
     /// bound all that waits for it here.
     fn put(&self, state: &mut State, id: PeerId, first: &[&[u8]], rest: &[&[u8]]) -> Result<(), i32> {
-        let Some(peer) = state.peers.get_mut(id) else { return Err(AGAIN) };
+        let Some(peer) = state.peers.get_mut(id).filter(|peer| !peer.is_pausing(state.now)) else {
+            return Err(AGAIN);
+        };
         let parts = || first.iter().chain(rest).copied();
         let total = parts().map(<[u8]>::len).sum();
         let unfinished = peer.injected + peer.sends * INJECTED_MAX;
@@ -92,10 +94,9 @@ impl Inner {
         match outcome {
             // While a piece waits, only its completion shows that the peer reads.
             Ok(()) if peer.sends == 0 => peer.stalled = None,
-            Err(AGAIN) => {
-                peer.stalled.get_or_insert(state.now);
-            }
-            _ => {}
+            Ok(()) => peer.try_again = state.now,
+            Err(AGAIN) => peer.refused(state.now),
+            Err(_) => {}
         }
         outcome
     }
@@ -208,10 +209,13 @@ impl Inner {
         if !matches!(transfer.phase, Phase::Queued) {
             return true;
         }
-        let Some(peer) = state.peers.get(transfer.peer) else {
+        let Some(peer) = state.peers.get_mut(transfer.peer) else {
             self.finish_transfer(state, id, Err(FabricError::PeerGone));
             return true;
         };
+        if peer.is_pausing(state.now) {
+            return false;
+        }
         let context = Operation::Transfer(id).to_context();
         let bytes = transfer.buffer.as_mut_slice();
         let (start, length) = (bytes.as_mut_ptr(), bytes.len());
@@ -226,7 +230,10 @@ impl Inner {
         };
         match outcome {
             Ok(()) => transfer.phase = Phase::Posted,
-            Err(AGAIN) => return false,
+            Err(AGAIN) => {
+                peer.refused(state.now);
+                return false;
+            }
             Err(error) => {
                 let failure = crate::raw::failed(error, "transfer");
                 self.finish_transfer(state, id, Err(failure));

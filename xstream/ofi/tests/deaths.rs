@@ -6,10 +6,13 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     io::Write,
     net::TcpStream,
+    pin::Pin,
     process::{Child, Command, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -20,8 +23,10 @@ use zerocopy::{FromBytes, IntoBytes};
 
 const SERVER: &str = "OFI_TEST_SERVER";
 const ROLE: &str = "OFI_TEST_ROLE";
-const BULK: usize = 1 << 20;
+const BULK: usize = 256 << 10;
 const CREDITS: usize = 32;
+/// How long to wait for what must happen, on however slow a machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Endpoints, each a client of its own, in one child process: starting a process costs more than all that it does.
 const CLIENTS_PER_CHILD: usize = 17;
 const MIB: u64 = 1 << 20;
@@ -38,58 +43,83 @@ fn child() {
     }
 }
 
+type Connecting = Pin<Box<dyn Future<Output = Result<PeerId, FabricError>>>>;
+
 /// A client that keeps the server busy with messages and exposed memory for ever, with no more unanswered than the credits
-/// of the layer above would allow.
+/// of the layer above would allow. Given up by the server, which on a machine that stands still is the server's right, it
+/// connects again.
 struct Client {
     node: Node,
+    connecting: Option<Connecting>,
     server: PeerId,
     exposed: Vec<<OfiFabric as Fabric>::Exposed>,
-    filler: Vec<u8>,
     sent: usize,
     answered: usize,
 }
 
 impl Client {
-    fn connect(address: &Address) -> Self {
-        let mut node = Node::new(client_of(address));
-        let fabric = node.fabric.clone();
-        let server = drive("connect", &mut [&mut node], fabric.connect(address)).expect("connected");
-        let exposed = [Access::Read, Access::Write]
-            .into_iter()
-            .map(|access| fabric.expose(server, IoBuffer::zeroed(BULK), access).map_err(|(_, error)| error))
-            .collect::<Result<_, _>>()
-            .expect("exposed");
-        Self { node, server, exposed, filler: vec![7; 3000], sent: 0, answered: 0 }
+    fn call(address: &Address) -> Self {
+        let node = Node::new(client_of(address));
+        let (fabric, address) = (node.fabric.clone(), address.clone());
+        let connecting: Connecting = Box::pin(async move { fabric.connect(&address).await });
+        let connecting = Some(connecting);
+        Self { node, connecting, server: PeerId(0), exposed: Vec::new(), sent: 0, answered: 0 }
     }
 
-    /// Does what there is to do; returns whether there was anything, or `None` if the server is gone.
-    fn turn(&mut self) -> Option<bool> {
+    /// Does what there is to do; returns whether there was anything. The error says why there is no connection any more.
+    fn turn(&mut self) -> Result<bool, String> {
+        let mut happened = self.node.poll() > 0;
+        if let Some(connecting) = &mut self.connecting {
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            let Poll::Ready(server) = connecting.as_mut().poll(&mut context) else { return Ok(happened) };
+            self.connecting = None;
+            self.server = server.map_err(|error| error.to_string())?;
+            for access in [Access::Read, Access::Write] {
+                let exposed = self.node.fabric.expose(self.server, IoBuffer::zeroed(BULK), access);
+                self.exposed.push(exposed.map_err(|(_, error)| error.to_string())?);
+            }
+        }
+        happened |= self.ask();
+        self.answered += self.node.inbox.messages.drain(..).count();
+        match self.node.inbox.closed.is_empty() {
+            true => Ok(happened),
+            false => Err("the server gave this client up".to_owned()),
+        }
+    }
+
+    /// Sends what the credits allow.
+    fn ask(&mut self) -> bool {
         let fabric = &self.node.fabric;
+        let before = self.sent;
         while self.sent < self.answered + CREDITS {
-            let before = self.sent;
+            let round = self.sent;
             for (direction, exposed) in (0..).zip(&self.exposed) {
                 let remote = fabric.remote(exposed);
                 self.sent +=
                     usize::from(fabric.send(self.server, &[&[direction], remote.as_bytes()]).is_ok());
             }
-            self.sent += usize::from(fabric.send(self.server, &[&self.filler]).is_ok());
-            if self.sent == before {
+            self.sent += usize::from(fabric.send(self.server, &[&[7; 3000]]).is_ok());
+            if self.sent == round {
                 break;
             }
         }
-        let happened = self.node.poll();
-        self.answered += self.node.inbox.messages.drain(..).count();
-        self.node.inbox.closed.is_empty().then_some(happened > 0)
+        self.sent > before
     }
 }
 
+/// All clients have their turn in every round: one that has connected must not fall silent while others connect.
 fn honest_clients(address: &Address) {
-    let mut clients: Vec<_> = (0..CLIENTS_PER_CHILD).map(|_| Client::connect(address)).collect();
+    let mut clients: Vec<_> = (0..CLIENTS_PER_CHILD).map(|_| Client::call(address)).collect();
     loop {
         let mut busy = false;
         for client in &mut clients {
-            let Some(happened) = client.turn() else { return };
-            busy |= happened;
+            match client.turn() {
+                Ok(happened) => busy |= happened,
+                Err(why) => {
+                    eprintln!("an honest client lost its connection: {why}");
+                    *client = Client::call(address);
+                }
+            }
         }
         if !busy {
             std::thread::sleep(Duration::from_micros(200));
@@ -126,9 +156,17 @@ impl Running {
             .env(SERVER, address.to_string())
             .env(ROLE, role)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .spawn();
         Self(child.expect("a child process"))
+    }
+}
+
+impl Running {
+    /// Takes it off the processor, for good.
+    fn stop(&self) {
+        // SAFETY: sends a signal to a child that has not been waited for, so the number is its own.
+        assert_eq!(unsafe { libc::kill(self.0.id() as i32, libc::SIGSTOP) }, 0);
     }
 }
 
@@ -150,11 +188,23 @@ fn resident_bytes() -> u64 {
     pages.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
+/// Bytes that the C library's allocator has handed out and not got back, in arenas and in mappings of their own: libfabric's and
+/// ours together. Memory that was freed and is only not returned to the system does not count.
+fn allocated_bytes() -> u64 {
+    // SAFETY: takes no argument and returns plain numbers.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
+}
+
 /// The server, and a well-behaved client beside it that must be served all the time.
 struct Survivor {
     node: Node,
     reads: Vec<Transfer>,
     served: u64,
+    /// How many peers have asked for something.
+    arrived: usize,
+    /// Those of them that have not ended.
+    alive: BTreeSet<PeerId>,
     witness: Node,
     to_server: PeerId,
     asked: Instant,
@@ -162,14 +212,14 @@ struct Survivor {
     slowest: Duration,
 }
 
-type Transfer = std::pin::Pin<Box<dyn Future<Output = (IoBuffer, Result<(), FabricError>)>>>;
+type Transfer = Pin<Box<dyn Future<Output = (IoBuffer, Result<(), FabricError>)>>>;
 
 impl Survivor {
     fn new() -> (Self, Address) {
         // Patient enough for processes that do not get a core for a second or two.
         let mut config = impatient("tcp://127.0.0.1:0");
         config.keep_alive_timeout = Duration::from_millis(1500);
-        (config.stall_timeout, config.connect_timeout) = (Duration::from_secs(4), Duration::from_secs(4));
+        (config.stall_timeout, config.connect_timeout) = (Duration::from_secs(4), Duration::from_secs(2));
         let server = Node::new(open(config));
         let address = server.fabric.addresses()[0].clone();
         let witness = Node::new(client_of(&address));
@@ -179,6 +229,8 @@ impl Survivor {
             node,
             reads: Vec::new(),
             served: 0,
+            arrived: 0,
+            alive: BTreeSet::new(),
             witness,
             to_server,
             asked: Instant::now(),
@@ -188,14 +240,9 @@ impl Survivor {
         (survivor, address)
     }
 
-    /// Peers besides the witness.
+    /// Peers besides the witness, proved or not.
     fn others(&self) -> usize {
         self.node.fabric.counters().peers as usize - 1
-    }
-
-    /// Peers besides the witness that have been there at any time.
-    fn arrived(&self) -> usize {
-        self.others() + self.node.fabric.counters().peers_lost as usize
     }
 
     /// Answers messages, and reads or writes what they name, for a while.
@@ -205,7 +252,11 @@ impl Survivor {
         loop {
             self.node.poll();
             for (peer, bytes) in std::mem::take(&mut self.node.inbox.messages) {
+                self.arrived += usize::from(self.alive.insert(peer));
                 self.request(peer, &bytes);
+            }
+            for peer in self.node.inbox.closed.drain(..) {
+                self.alive.remove(&peer);
             }
             self.reads.retain_mut(|read| read.as_mut().poll(&mut context).is_pending());
             self.witness.poll();
@@ -216,7 +267,7 @@ impl Survivor {
                 self.asked = now;
                 self.witness.fabric.send(self.to_server, &[b"ask"]).expect("sent");
             }
-            assert!(now - self.asked < Duration::from_secs(10), "the witness is not served");
+            assert!(now - self.asked < PATIENCE, "the witness is not served");
             if now >= end {
                 return;
             }
@@ -225,7 +276,7 @@ impl Survivor {
 
     /// Serves until `done`.
     fn serve_until(&mut self, what: &str, mut done: impl FnMut(&Self) -> bool) {
-        let give_up = Instant::now() + Duration::from_secs(20);
+        let give_up = Instant::now() + PATIENCE;
         while !done(self) {
             assert!(Instant::now() < give_up, "{what}: {:?}", self.node.fabric.counters());
             self.serve(Duration::from_millis(2));
@@ -259,51 +310,57 @@ fn impatient(address: &str) -> OfiConfig {
     config
 }
 
-/// Clients are killed in the middle of messages and transfers. libfabric reports no event for that, leaks the connection
-/// unless the address is removed, and goes on answering "again" for ever; the endpoint must end up holding what it held.
+/// Clients are killed, or stopped and killed later, in the middle of messages and transfers. libfabric reports no event for
+/// that, leaks the connection unless the address is removed, and goes on answering "again" for ever; the endpoint must end up
+/// holding what it held.
 #[test]
-#[ignore = "passes in one of three runs: clients that do not get through, memory kept by libfabric (README, open)"]
-fn killed_clients_leave_nothing_behind() {
+fn killed_and_stopped_clients_leave_nothing_behind() {
     let _alone = alone();
-    const ROUNDS: usize = 8;
+    let wanted = std::env::var("OFI_TEST_KILLS").map_or(500, |kills| kills.parse().unwrap());
     const CHILDREN: usize = 4;
     const CLIENTS: usize = CHILDREN * CLIENTS_PER_CHILD;
-    /// Clients that may still be connecting when their processes are killed.
-    const LATE: usize = 4;
-    /// libfabric 1.17 keeps 15 to 30 KiB for every connection that died; without removal of addresses ten times that.
-    const KEPT_PER_KILL: u64 = 48 << 10;
+    /// Growth allowed over all kills: libfabric's pools grow with the number of operations under way at a time, and do not
+    /// shrink. One connection that is not freed costs 20 KiB.
+    const SLACK: u64 = MIB;
     let (mut survivor, address) = Survivor::new();
     let random = TestRng::new(42);
-    let start = || -> Vec<_> { (0..CHILDREN).map(|_| Running::start(&address, "honest")).collect() };
-    let (mut before, descriptors_before) = (0, descriptors_open().unwrap().0);
-    for round in 0..ROUNDS {
-        let children = start();
-        survivor.serve_until("clients", |survivor| survivor.others() >= CLIENTS - LATE);
+    let mut at_rest = Vec::new();
+    let (mut killed, mut stopped) = (0, 0);
+    while killed + stopped < wanted || at_rest.len() < 4 {
+        let mut children: Vec<_> = (0..CHILDREN).map(|_| Running::start(&address, "honest")).collect();
+        // On a slow machine not all of them get through at a time: then there are more rounds.
+        let enough = Instant::now() + Duration::from_secs(2);
+        survivor.serve_until("clients", |survivor| {
+            let clients = survivor.alive.len();
+            clients == CLIENTS || (clients > CLIENTS_PER_CHILD && Instant::now() > enough)
+        });
         survivor.serve(Duration::from_millis(5 + random.next_u64() % 30));
-        if round == 0 {
-            // The clients of the first round have been served, and none has died.
-            before = resident_bytes();
-        }
+        let (alive, arrived) = (survivor.alive.len(), survivor.arrived);
+        let freezing = children.pop().expect("a child");
+        freezing.stop();
         for child in children {
             survivor.serve(Duration::from_millis(random.next_u64() % 8));
             drop(child);
         }
-        // As many peers at a time as before the first kill: libfabric's pools do not shrink.
+        // Those who are stopped are given up although their connections stand.
         survivor.serve_until("the end of dead clients", |survivor| survivor.others() == 0);
-        println!("after round {round}: {} KiB", resident_bytes() / 1024);
+        drop(freezing);
+        survivor.serve_until("the end of transfers", |survivor| survivor.reads.is_empty());
+        // More may have come through while others were dying.
+        let dying = alive + survivor.arrived - arrived;
+        stopped += dying / CHILDREN;
+        killed += dying - dying / CHILDREN;
+        at_rest.push((allocated_bytes(), descriptors_open().unwrap().0));
+        println!(
+            "{killed} killed, {stopped} stopped: {} KiB allocated, {} KiB resident",
+            allocated_bytes() / 1024,
+            resident_bytes() / 1024
+        );
     }
-    survivor.serve_until("the end of transfers", |survivor| survivor.reads.is_empty());
-    survivor.serve(Duration::from_millis(200));
     let counters = survivor.node.fabric.counters();
-    let after = resident_bytes();
     println!(
-        "{} clients killed, memory {} KiB before and {} KiB after, {} requests, {} answers to the witness, slowest {:?}",
-        survivor.arrived(),
-        before / 1024,
-        after / 1024,
-        survivor.served,
-        survivor.answers,
-        survivor.slowest
+        "{} requests, {} answers to the witness, slowest {:?}",
+        survivor.served, survivor.answers, survivor.slowest
     );
     println!("{counters:?}");
     assert_eq!(
@@ -314,14 +371,11 @@ fn killed_clients_leave_nothing_behind() {
         counters.transfers_done > 0 && counters.transfers_failed > 0,
         "kills that hit no transfer prove little"
     );
-    let killed = survivor.arrived() as u64;
-    assert!(killed >= 500, "only {killed} clients were killed");
-    assert!(after <= before + killed * KEPT_PER_KILL, "memory grew from {before} to {after} bytes");
-    let descriptors = descriptors_open().unwrap().0;
-    assert!(
-        descriptors <= descriptors_before + 2,
-        "descriptors grew from {descriptors_before} to {descriptors}"
-    );
+    // The first rounds fill libfabric's pools.
+    let (memory, descriptors) = at_rest[1];
+    let (memory_now, descriptors_now) = at_rest[at_rest.len() - 1];
+    assert!(memory_now <= memory + SLACK, "memory grew from {memory} to {memory_now} bytes: {at_rest:?}");
+    assert!(descriptors_now <= descriptors, "descriptors grew from {descriptors} to {descriptors_now}");
 }
 
 /// Peers that send as fast as they can, some of which do not read: they are held back, others are served, and memory stays
@@ -356,6 +410,41 @@ fn floods_are_held_back() {
     );
     println!("{:?}", survivor.node.fabric.counters());
     assert!(most <= before + 32 * MIB, "memory grew from {before} to {most} bytes");
+}
+
+/// A peer that does not read: what is kept for it here is bounded, whatever the messages' size, and nothing that was taken is lost
+/// when it reads again.
+#[test]
+fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
+    let _alone = alone();
+    // 512 short messages and 64 long ones wait at most; libfabric needs less than 1 KiB besides for each.
+    const KEPT: u64 = MIB;
+    for length in [8, 100, 4000] {
+        let (mut server, mut client, _, to_client) = common::pair();
+        let body = vec![7; length];
+        let before = allocated_bytes();
+        let (mut taken, mut refusals) = (0_usize, 0);
+        // The system's socket buffers take megabytes; refused for good is who is refused a thousand times in a row.
+        while refusals < 1000 {
+            match server.fabric.send(to_client, &[&body]) {
+                Ok(()) => (taken, refusals) = (taken + 1, 0),
+                Err(FabricError::Busy) => {
+                    refusals += 1;
+                    server.poll();
+                }
+                Err(error) => panic!("{error} after {taken} messages of {length} bytes"),
+            }
+        }
+        let kept = allocated_bytes().saturating_sub(before);
+        println!("{taken} messages of {length} bytes taken, {} KiB kept", kept / 1024);
+        assert!(kept < KEPT, "{kept} bytes kept for {taken} messages of {length} bytes");
+        let mut received = 0;
+        run_until("the rest", &mut [&mut server, &mut client], |nodes| {
+            received += nodes[1].inbox.messages.drain(..).filter(|(_, bytes)| *bytes == body).count();
+            received >= taken
+        });
+        assert_eq!(received, taken);
+    }
 }
 
 /// Plain sockets that connect to the endpoint's port and say nothing, nonsense, or half a word.

@@ -1,7 +1,8 @@
 //! The suite that every fabric, and every world, has to pass: RPC and bulk between two endpoints.
 //!
 //! One side [serves](register), the other one [drives](drive); they may be two xstreams of a simulation, two threads or
-//! two processes. The serving side is an engine, the driving side a client: only that one exposes memory.
+//! two processes. The serving side is an engine, the driving side a client: only that one exposes memory. A fabric without a
+//! world of its own is put through it by [`serve`] and [`call`].
 //!
 //! ```text
 //! serving: Endpoint::new(&env, config); conformance::register(&endpoint);   … runs until drive() has sent STOP
@@ -9,6 +10,7 @@
 //! ```
 
 mod cases;
+mod world;
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,6 +31,7 @@ use crate::{
 };
 
 pub use cases::{Failure, drive};
+pub use world::{call, serve};
 
 const ECHO: Opcode = Opcode::new(module::CONFORMANCE, 0);
 const SEQUENCE: Opcode = Opcode::new(module::CONFORMANCE, 1);

@@ -43,7 +43,7 @@ fn main() {
     let media = run(
         &config,
         &Shutdown::new(),
-        |_| Ok::<_, Infallible>(NoFabric),
+        |_| Ok::<_, Infallible>(NoFabric::new()),
         |env| {
             let path = path.clone();
             async move {

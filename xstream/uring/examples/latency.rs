@@ -28,7 +28,7 @@ fn main() {
     run(
         &config,
         &shutdown,
-        |_| Ok::<_, Infallible>(NoFabric),
+        |_| Ok::<_, Infallible>(NoFabric::new()),
         |env| {
             let shutdown = shutdown.clone();
             async move {

@@ -5,21 +5,17 @@ mod common;
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::{Future, ready},
     os::fd::{AsRawFd, OwnedFd, RawFd},
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
-use daos_xstream::{
-    Access, Address, Clock, Credentials, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Sink,
-    Spawn,
-};
+use daos_xstream::{Clock, Env, Spawn};
 use daos_xstream_uring::{Config, NoFabric, Park, Shutdown, UringEnv, run};
 use rustix::event::{EventfdFlags, eventfd};
 
-/// A fabric with a descriptor and nothing else.
+/// What a fabric has for parking, and nothing else: a descriptor.
 struct Bell {
     descriptor: Arc<OwnedFd>,
     /// Prepared minus awake: whether the world keeps the two in step.
@@ -45,62 +41,6 @@ impl Park for Bell {
     }
 }
 
-impl Fabric for Bell {
-    type Exposed = IoBuffer;
-
-    fn addresses(&self) -> Vec<Address> {
-        NoFabric.addresses()
-    }
-    async fn connect(&self, address: &Address) -> Result<PeerId, FabricError> {
-        NoFabric.connect(address).await
-    }
-    fn disconnect(&self, _peer: PeerId) {}
-    fn credentials(&self, _peer: PeerId) -> Option<Credentials> {
-        None
-    }
-    fn message_bytes_max(&self) -> usize {
-        0
-    }
-    fn send(&self, _peer: PeerId, _parts: &[&[u8]]) -> Result<(), FabricError> {
-        Err(FabricError::PeerGone)
-    }
-    fn poll(&self, _limit: usize, _sink: &mut impl Sink) -> usize {
-        0
-    }
-    fn expose(
-        &self,
-        _peer: PeerId,
-        buffer: IoBuffer,
-        _access: Access,
-    ) -> Result<IoBuffer, (IoBuffer, FabricError)> {
-        Err((buffer, FabricError::PeerGone))
-    }
-    fn remote(&self, _exposed: &IoBuffer) -> RemoteBuffer {
-        RemoteBuffer::default()
-    }
-    fn withdraw(&self, exposed: IoBuffer) -> IoBuffer {
-        exposed
-    }
-    fn read(
-        &self,
-        _peer: PeerId,
-        _remote: RemoteBuffer,
-        _skip: u64,
-        buffer: IoBuffer,
-    ) -> impl Future<Output = (IoBuffer, Result<(), FabricError>)> + 'static {
-        ready((buffer, Err(FabricError::PeerGone)))
-    }
-    fn write(
-        &self,
-        _peer: PeerId,
-        _remote: RemoteBuffer,
-        _skip: u64,
-        buffer: IoBuffer,
-    ) -> impl Future<Output = (IoBuffer, Result<(), FabricError>)> + 'static {
-        ready((buffer, Err(FabricError::PeerGone)))
-    }
-}
-
 #[test]
 fn a_fabric_descriptor_wakes_a_parked_core_every_time() {
     const RINGS: u64 = 50;
@@ -121,8 +61,13 @@ fn a_fabric_descriptor_wakes_a_parked_core_every_time() {
     let results = run(
         &Config::new(1, root.path()),
         &shutdown,
-        |_| Ok::<_, Infallible>(Bell { descriptor: descriptor.clone(), depth: Cell::new(0) }),
-        |env: UringEnv<Bell>| {
+        |_| {
+            Ok::<_, Infallible>(NoFabric::parking(Bell {
+                descriptor: descriptor.clone(),
+                depth: Cell::new(0),
+            }))
+        },
+        |env: UringEnv<NoFabric<Bell>>| {
             let shutdown = shutdown.clone();
             let descriptor = descriptor.clone();
             async move {
@@ -166,7 +111,7 @@ fn a_stop_from_another_thread_wakes_all_parked_cores() {
     let took = run(
         &Config::new(2, root.path()),
         &shutdown,
-        |_| Ok::<_, Infallible>(NoFabric),
+        |_| Ok::<_, Infallible>(NoFabric::new()),
         |env| async move {
             let start = env.clock().now();
             env.stop_requested().await;
@@ -184,16 +129,20 @@ fn a_world_that_cannot_start_says_why_and_leaves_no_thread() {
     let failed = run(
         &Config::new(2, root.path()),
         &Shutdown::new(),
-        |core| if core.0 == 1 { Err("no such network") } else { Ok(NoFabric) },
+        |core| if core.0 == 1 { Err("no such network") } else { Ok(NoFabric::new()) },
         main,
     );
     assert_eq!(failed.unwrap_err().to_string(), "the fabric of xstream 1 cannot start: no such network");
-    let missing =
-        run(&Config::new(1, "/no/such/folder"), &Shutdown::new(), |_| Ok::<_, Infallible>(NoFabric), main);
+    let missing = run(
+        &Config::new(1, "/no/such/folder"),
+        &Shutdown::new(),
+        |_| Ok::<_, Infallible>(NoFabric::new()),
+        main,
+    );
     assert!(missing.unwrap_err().to_string().starts_with("/no/such/folder: No such file"));
     let mut config = Config::new(1, root.path());
     config.cpus = vec![100_000];
-    let refused = run(&config, &Shutdown::new(), |_| Ok::<_, Infallible>(NoFabric), main);
+    let refused = run(&config, &Shutdown::new(), |_| Ok::<_, Infallible>(NoFabric::new()), main);
     assert!(refused.unwrap_err().to_string().contains("may not use CPU 100000"));
 }
 

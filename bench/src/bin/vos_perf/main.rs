@@ -96,7 +96,7 @@ fn main() -> anyhow::Result<()> {
     let result = run(
         &config,
         &Shutdown::new(),
-        |_| Ok::<_, Infallible>(NoFabric),
+        |_| Ok::<_, Infallible>(NoFabric::new()),
         move |world| {
             let (bench, media) = (bench.clone(), media.clone());
             async move { measure(&world, &bench, &media).await }

@@ -2,7 +2,6 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
-pub mod fabric;
 pub mod media;
 pub mod workload;
 
@@ -16,9 +15,8 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use daos_xstream::{Class, Clock, CoreId, Env, Locals, NoMailbox, Rng, Spawn, Time, WallTime};
+use daos_xstream::{Class, Clock, CoreId, Env, Locals, NoFabric, NoMailbox, Rng, Spawn, Time, WallTime};
 
-use fabric::NoFabric;
 use media::TestMedia;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
@@ -214,6 +212,8 @@ impl Clock for TestClock {
     }
 }
 
+static NO_FABRIC: NoFabric = NoFabric::new();
+
 impl Env for World {
     type Clock = TestClock;
     type Rng = Random;
@@ -235,7 +235,7 @@ impl Env for World {
         &NoMailbox
     }
     fn fabric(&self) -> &NoFabric {
-        &NoFabric
+        &NO_FABRIC
     }
     fn media(&self) -> &TestMedia {
         &self.0.media

@@ -15,7 +15,7 @@ where
     T: Send + 'static,
 {
     let config = Config::new(xstreams, root);
-    run(&config, &Shutdown::new(), |_| Ok::<_, Infallible>(NoFabric), main).expect("the world starts")
+    run(&config, &Shutdown::new(), |_| Ok::<_, Infallible>(NoFabric::new()), main).expect("the world starts")
 }
 
 /// Runs `main` on one core, with files in a folder of its own on disk.
