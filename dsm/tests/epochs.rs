@@ -298,10 +298,10 @@ fn a_write_after_the_flush_needs_another_flush_and_one_after_the_commit_is_refus
         handle.commit(Epoch(5)).await.expect("committed");
         put(&io, 0, 6, "d", b"6").await.expect("written");
     });
-    // While a flush is under way, at many moments: what is committed afterwards is durable.
+    // Before, during and after a flush: what is committed afterwards is durable.
     let mut outcomes = [0; 2];
     for round in 0..40 {
-        let moment = cluster.sim.choose(400);
+        let moments = [(); 2].map(|()| Duration::from_micros(cluster.sim.choose(2000)));
         let base = 7 + 10 * round;
         let outcome = cluster.run(&writer, move |client| async move {
             let handle = client.open(OpenOptions::WRITE).await;
@@ -310,10 +310,13 @@ fn a_write_after_the_flush_needs_another_flush_and_one_after_the_commit_is_refus
             put(&io, 0, base, "first", &[round as u8]).await.expect("written");
             let env = client.caller.env().clone();
             let late = async {
-                env.clock().sleep_until(env.clock().now() + Duration::from_micros(moment)).await;
+                env.clock().sleep_until(env.clock().now() + moments[0]).await;
                 put(&io, 1, base, &format!("late {round}"), &[round as u8]).await
             };
-            let flush = async { handle.flush(Epoch(base)).await.map(drop) };
+            let flush = async {
+                env.clock().sleep_until(env.clock().now() + moments[1]).await;
+                handle.flush(Epoch(base)).await.map(drop)
+            };
             let both: [Boxed<'_>; 2] = [Box::pin(flush), Box::pin(late)];
             for result in join_all(both).await {
                 result.expect("both work");
