@@ -44,7 +44,9 @@ use crate::{
     tree,
 };
 
-pub(crate) use data::{ExtentSource, check_inline, detached_block, locate, owner_of, recorded_checksums};
+pub(crate) use data::{
+    ExtentSource, check_inline, detached_block, locate, owner_of, recorded_checksums, stored_position,
+};
 pub(crate) use resolve::{Scratch, highest_end, resolve};
 pub(crate) use write::{NewExtent, Source, abandon_head, forget_note, insert, remove};
 

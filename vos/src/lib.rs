@@ -36,16 +36,18 @@ mod memory;
 mod pool;
 mod read;
 mod records;
+mod scrub;
 mod sweep;
 mod tree;
 mod update;
 mod verify;
 mod versions;
+mod walk;
 mod write;
 
 pub use blocks::{BlockRef, StoredExtent};
 pub use container::{ArrayKeys, Batch, Container};
-pub use daos_umem::{MediaKind, Persisted, Sealed};
+pub use daos_umem::{FrameInfo, Inspection, MediaKind, Persisted, Sealed};
 pub use error::Error;
 pub use fetched::{
     Anchor, Change, ContainerUsage, Data, Fetched, LogUsage, Piece, PieceData, RecordedExtent, Usage,
@@ -53,8 +55,10 @@ pub use fetched::{
 };
 pub use pool::{Pool, PoolOptions};
 pub use read::FetchRequest;
+pub use scrub::{ScrubCounters, ScrubRate};
 pub use update::{
     ARRAY_BYTES_MAX, AkeyData, AkeyUpdate, Checksums, Conflict, ExtentData, ExtentUpdate, INLINE_BYTES_MAX,
     KeyUpdate, Punch, Update, Value,
 };
 pub use verify::{Fault, VerifyReport};
+pub use walk::{ExtentInfo, Record, VersionInfo, Where, Written};

@@ -8,7 +8,7 @@ use std::{
 
 use daos_types::Checksum;
 use daos_umem::{
-    Heap, MediaKind, Off, Persisted, Sealed, Store, StoreOptions, Transaction,
+    Heap, Inspection, MediaKind, Off, Persisted, Sealed, Store, StoreOptions, Transaction,
     space::{SpaceMap, SpaceRoot},
 };
 use daos_xstream::{BLOCK_BYTES, Bug, Env, IoBuffer, Media, OpenOptions, Rng, Spawn};
@@ -116,7 +116,33 @@ impl<E: Env> Pool<E> {
         Self::from_store(env, directory, store).await
     }
 
+    /// Reads the pool in `directory` as opening it would find it, and writes nothing to media; for tools. What a crash
+    /// interrupted (discards, destructions) is left as it is.
+    pub async fn inspect(env: &E, directory: &str) -> Result<(Self, Inspection), Error> {
+        let (store, inspection) = Store::inspect(env, directory).await.map_err(from_store)?;
+        Ok((Self::attach(env, directory, store).await?, inspection))
+    }
+
+    /// The pool in an open store, with what was interrupted finished.
     async fn from_store(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
+        let pool = Self::attach(env, directory, store).await?;
+        for (uuid, record) in pool.container_records()? {
+            let (discards, destroying) = {
+                let heap = pool.0.store.heap();
+                let record: &ContainerRecord = memory::read(&heap, record)?;
+                (record.discards, record.destroying)
+            };
+            if destroying != 0 {
+                let _ = pool.container_destroy(uuid).await?;
+            } else if discards != 0 {
+                let _ = pool.container_open(uuid)?.finish_discards().await?;
+            }
+        }
+        Ok(pool)
+    }
+
+    /// The pool in an open store.
+    async fn attach(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
         let (uuid, seed, root, space) = {
             let heap = store.heap();
             let off: Off<PoolRoot> = heap.root();
@@ -147,7 +173,7 @@ impl<E: Env> Pool<E> {
                 Some(BlockTier::new(file, space))
             }
         };
-        let pool = Self(Rc::new(Inner {
+        Ok(Self(Rc::new(Inner {
             env: env.clone(),
             store,
             uuid,
@@ -157,20 +183,21 @@ impl<E: Env> Pool<E> {
             pins: Rc::default(),
             generation: Cell::new(0),
             cache: RefCell::default(),
-        }));
-        for (uuid, record) in pool.container_records()? {
-            let (discards, destroying) = {
-                let heap = pool.0.store.heap();
-                let record: &ContainerRecord = memory::read(&heap, record)?;
-                (record.discards, record.destroying)
-            };
-            if destroying != 0 {
-                let _ = pool.container_destroy(uuid).await?;
-            } else if discards != 0 {
-                let _ = pool.container_open(uuid)?.finish_discards().await?;
-            }
-        }
-        Ok(pool)
+        })))
+    }
+
+    /// Writes over bytes of the arena, wherever they are; for fuzzers. False if they are not in it.
+    #[cfg(feature = "fuzzing")]
+    pub fn overwrite(&self, offset: u64, bytes: &[u8]) -> bool {
+        self.transaction(|tx| memory::write_slice(tx, offset, bytes)).is_ok()
+    }
+
+    /// The blocks of the arena in use: offset and bytes; for fuzzers.
+    #[cfg(feature = "fuzzing")]
+    pub fn arena_blocks(&self) -> Vec<(u64, u64)> {
+        let mut blocks = Vec::new();
+        self.0.store.heap().for_each_block(&mut |offset, bytes| blocks.push((offset, bytes)));
+        blocks
     }
 
     /// Makes everything durable and ends the pool's tasks.
@@ -386,7 +413,7 @@ impl<E: Env> Pool<E> {
         tree::get(heap, Containers, root, &Probe::number(uuid.as_u128()))
     }
 
-    fn container_records(&self) -> Result<Vec<(Uuid, u64)>, Error> {
+    pub(crate) fn container_records(&self) -> Result<Vec<(Uuid, u64)>, Error> {
         let heap = self.0.store.heap();
         let root: u64 = *memory::read(&heap, self.containers_place())?;
         let mut found = Vec::new();

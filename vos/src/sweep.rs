@@ -32,7 +32,7 @@ const SLICE_LOOKS: usize = 2048;
 
 /// A record that no group lists and that may have to go.
 #[derive(Clone, Copy, Debug)]
-enum Candidate {
+pub(crate) enum Candidate {
     Version(u64, u64),
     Extent(Holder, u64, u64),
     DkeyPunch(u64, u64),
@@ -69,6 +69,21 @@ impl Sweep {
         Self { range, cursor: Cursor::default() }
     }
 
+    /// The next up to `limit` records of a container, whatever they are, and where to go on, if there are more.
+    pub fn look(
+        &self,
+        heap: &Heap,
+        seed: u64,
+        objects: u64,
+        limit: usize,
+    ) -> Result<(Vec<Candidate>, Option<Self>), Error> {
+        let (range, cursor, found) = (self.range, self.cursor.clone(), Vec::new());
+        let mut walk = Walk { heap, seed, range, cursor, found, limit, looks: 0, all: true };
+        let done = walk.objects(objects)?;
+        let Walk { cursor, found, .. } = walk;
+        Ok((found, (!done).then_some(Self { range, cursor })))
+    }
+
     /// Does a slice; returns where the next one goes on, if there is more.
     pub fn slice(
         &self,
@@ -85,6 +100,7 @@ impl Sweep {
             found: Vec::new(),
             limit: size.entries,
             looks: 0,
+            all: false,
         };
         let done = walk.objects(objects)?;
         let Walk { cursor, found, .. } = walk;
@@ -168,6 +184,8 @@ struct Walk<'h> {
     found: Vec<Candidate>,
     limit: usize,
     looks: usize,
+    /// Every record is one.
+    all: bool,
 }
 
 impl<'h> Walk<'h> {
@@ -177,7 +195,7 @@ impl<'h> Walk<'h> {
     }
 
     fn is_aged(&self, epoch: u64, flags: u32) -> bool {
-        flags & AGED != 0 && self.range.contains(Epoch(epoch))
+        self.all || (flags & AGED != 0 && self.range.contains(Epoch(epoch)))
     }
 
     fn objects(&mut self, root: u64) -> Result<bool, Error> {
@@ -292,7 +310,7 @@ impl<'h> Walk<'h> {
                 return Ok(ControlFlow::Continue(()));
             }
             let needed = version.epoch == newest && version.epoch >= hidden && version.flags & PUNCHED == 0;
-            if self.is_aged(version.epoch, version.flags) && !needed {
+            if self.is_aged(version.epoch, version.flags) && (self.all || !needed) {
                 self.found.push(Candidate::Version(key, version.epoch));
             }
             self.cursor.record = Some((0, version.epoch.into()));

@@ -143,6 +143,11 @@ pub(crate) fn recorded_checksums(heap: &Heap, place: u64) -> Result<Option<(u32,
     Ok(Some((owner.chunk_bytes, checksums.iter().map(|&checksum| Checksum(checksum)).collect())))
 }
 
+/// The position on the block tier of the extent at `place`, which has its data there.
+pub(crate) fn stored_position(heap: &Heap, place: u64) -> Result<u64, Error> {
+    memory::read(heap, place + EXTENT_BYTES).copied()
+}
+
 /// The block of its own in which the extent at `place` has its data, if it has one.
 pub(crate) fn detached_block(heap: &Heap, place: u64) -> Result<Option<u64>, Error> {
     let extent: &Extent = memory::read(heap, place)?;

@@ -102,6 +102,10 @@ fn writer(by: By) -> Writer {
     Writer { cookie: Cookie(by.cookie), map_version: 1, kind }
 }
 
+/// A change that the reference is to make too: told apart from the making, because the reference is asked only once the
+/// store has answered.
+type Apply = Box<dyn FnOnce(&mut Reference) -> Result<(), ()>>;
+
 /// One random change of both; they must agree on whether it is allowed.
 pub fn change<E: Env>(
     random: &mut Random,
@@ -113,34 +117,28 @@ pub fn change<E: Env>(
     let object = random.below(ids.len() as u64) as usize;
     let id = ids[object];
     let by = by(random, readable);
-    let mut changed = reference.clone();
-    let (real, wanted) = match id.object_type() {
+    let (real, apply): (Result<daos_vos::Sealed, Error>, Apply) = match id.object_type() {
         _ if random.one_in(25) => (
             container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &Punch::Object),
-            changed.punch_above(object, None, by),
+            Box::new(move |changed| changed.punch_above(object, None, by)),
         ),
         ObjectType::KeyValue => {
             let key = key(random, id.dkey_order());
             let value = if random.one_in(4) { None } else { Some(value(random)) };
-            let name = (object, key.clone(), Vec::new());
             let update = Update::KeyValue(&[KeyUpdate {
                 key: &key,
                 value: value.as_ref().map(|bytes| Value::Inline(bytes, crc(bytes))),
             }]);
-            (
-                container.update(id, Epoch(by.epoch), writer(by), by.conflict, &update),
-                changed.put(&name, by, value),
-            )
+            let real = container.update(id, Epoch(by.epoch), writer(by), by.conflict, &update);
+            (real, Box::new(move |changed| changed.put(&(object, key, Vec::new()), by, value)))
         }
         ObjectType::Document => {
             let dkey = key(random, id.dkey_order());
             if random.one_in(15) {
-                (
-                    container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &Punch::Dkey(&dkey)),
-                    changed.punch_above(object, Some(dkey), by),
-                )
+                let real = container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &Punch::Dkey(&dkey));
+                (real, Box::new(move |changed| changed.punch_above(object, Some(dkey), by)))
             } else {
-                change_document(random, container, &mut changed, (object, id), &dkey, by)
+                change_document(random, container, (object, id), &dkey, by)
             }
         }
         ObjectType::Array => {
@@ -148,34 +146,38 @@ pub fn change<E: Env>(
             let range = range(random);
             if random.one_in(5) {
                 let punch = Punch::Extent(range.clone());
-                (
-                    container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &punch),
-                    changed.write(&name, by, range, None),
-                )
+                let real = container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &punch);
+                (real, Box::new(move |changed| changed.write(&name, by, range, None)))
             } else {
                 let bytes: Vec<u8> = range.clone().map(|_| random.next() as u8).collect();
                 let sums = chunks(&range, &bytes, 512);
                 let data = ExtentData::Inline(&bytes, Checksums { chunk_bytes: 512, chunks: &sums });
                 let update = Update::Array(&[ExtentUpdate { offset: range.start, data }]);
                 let real = container.update(id, Epoch(by.epoch), writer(by), by.conflict, &update);
-                (real, changed.write(&name, by, range, Some(bytes)))
+                (real, Box::new(move |changed| changed.write(&name, by, range, Some(bytes))))
             }
         }
     };
-    match (&real, &wanted) {
-        (Ok(_), Ok(())) => *reference = changed,
-        (Err(Error::EpochConflict { .. }), Err(())) => {}
-        _ => panic!("object {object} {by:?}: the store says {real:?}, the reference {wanted:?}"),
+    match real {
+        Ok(_) => {
+            let wanted = apply(reference);
+            assert_eq!(wanted, Ok(()), "object {object} {by:?}: the store did what the reference refuses");
+        }
+        // Only of what was refused may the reference have done a part.
+        Err(Error::EpochConflict { .. }) => {
+            let wanted = apply(&mut reference.only(object));
+            assert_eq!(wanted, Err(()), "object {object} {by:?}: the store refuses what the reference does");
+        }
+        Err(error) => panic!("object {object} {by:?}: {error}"),
     }
 }
 
-type Outcome = (Result<daos_vos::Sealed, Error>, Result<(), ()>);
+type Outcome = (Result<daos_vos::Sealed, Error>, Apply);
 
 /// Changes several akeys of one dkey at once.
 fn change_document<E: Env>(
     random: &mut Random,
     container: &Container<E>,
-    changed: &mut Reference,
     (object, id): (usize, ObjectId),
     dkey: &[u8],
     by: By,
@@ -186,7 +188,7 @@ fn change_document<E: Env>(
         let name = (object, dkey.to_vec(), akey.clone());
         let punch = Punch::AkeyExtent { dkey, akey: &akey, range: range.clone() };
         let real = container.punch(id, Epoch(by.epoch), writer(by), by.conflict, &punch);
-        return (real, changed.write(&name, by, range, None));
+        return (real, Box::new(move |changed| changed.write(&name, by, range, None)));
     }
     let single = akey(random, order, false);
     let array = akey(random, order, true);
@@ -213,16 +215,25 @@ fn change_document<E: Env>(
     };
     let update = Update::Document { dkey, akeys: which };
     let real = container.update(id, Epoch(by.epoch), writer(by), by.conflict, &update);
-    let mut wanted = Ok(());
-    for update in which {
-        let name = (object, dkey.to_vec(), update.akey.to_vec());
-        let one = match update.data {
-            AkeyData::Single(_) => changed.put(&name, by, value.clone()),
-            AkeyData::Extents(_) => changed.write(&name, by, range.clone(), Some(bytes.clone())),
-        };
-        wanted = wanted.and(one);
-    }
-    (real, wanted)
+    let names: Vec<(Name, bool)> = which
+        .iter()
+        .map(|update| {
+            let name = (object, dkey.to_vec(), update.akey.to_vec());
+            (name, matches!(update.data, AkeyData::Single(_)))
+        })
+        .collect();
+    let apply = move |changed: &mut Reference| {
+        let mut wanted = Ok(());
+        for (name, single) in names {
+            let one = match single {
+                true => changed.put(&name, by, value.clone()),
+                false => changed.write(&name, by, range.clone(), Some(bytes.clone())),
+            };
+            wanted = wanted.and(one);
+        }
+        wanted
+    };
+    (real, Box::new(apply))
 }
 
 /// Whether an answer is the one wanted; a punch that was aggregated may be forgotten.

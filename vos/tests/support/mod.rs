@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 
 pub mod driver;
+pub mod image;
 pub mod reference;
+pub mod sample;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 #[derive(Clone)]

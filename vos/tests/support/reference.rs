@@ -221,6 +221,18 @@ impl Reference {
         }
     }
 
+    /// What it knows of one object.
+    pub fn only(&self, object: usize) -> Self {
+        let values = self.values.iter().filter(|(name, _)| name.0 == object);
+        let arrays = self.arrays.iter().filter(|(name, _)| name.0 == object);
+        let punches = self.punches.iter().filter(|((of, _), _)| *of == object);
+        Self {
+            values: values.map(|(name, history)| (name.clone(), history.clone())).collect(),
+            arrays: arrays.map(|(name, history)| (name.clone(), history.clone())).collect(),
+            punches: punches.map(|(place, history)| (place.clone(), history.clone())).collect(),
+        }
+    }
+
     /// The most records that may be left once everything up to `high` has been aggregated: what is newer, and what is
     /// visible then.
     pub fn records_after(&self, high: u64) -> usize {

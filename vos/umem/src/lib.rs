@@ -38,4 +38,4 @@ pub use offset::{Durable, Off};
 pub use position::{Persisted, Sealed};
 pub use store::{Counters, MediaKind, Store, StoreError, StoreOptions};
 pub use transaction::Transaction;
-pub use wal::FORMAT_VERSION;
+pub use wal::{FORMAT_VERSION, FrameInfo, Inspection};

@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::{cell::Cell, rc::Rc};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use daos_umem::{MediaKind, Store, StoreOptions};
 use support::{
@@ -60,8 +64,8 @@ async fn work(world: World, store: Store<World>, seed: u64, from: u64, to: u64, 
     }
 }
 
-/// One run: create, work, with a crash at an event if one is given. Gives the media, what was acknowledged, and events.
-fn run(seed: u64, transactions: u64, crash_at: Option<u64>) -> (TestMedia, u64, u64) {
+/// One run: create and work; every write and flush is a crash point. Gives how many there were.
+fn run(seed: u64, transactions: u64) -> u64 {
     let media = TestMedia::default();
     let world = World::new(seed, media.clone());
     let acknowledged = Rc::new(Cell::new(0));
@@ -70,20 +74,21 @@ fn run(seed: u64, transactions: u64, crash_at: Option<u64>) -> (TestMedia, u64, 
         async move { Store::create(&world, DIRECTORY, options()).await.expect("created") }
     });
     let store = store.expect("no crash yet");
-    if let Some(event) = crash_at {
-        media.crash_at(media.events() + event);
-    }
-    let before = media.events();
-    world.run(work(world.clone(), store.clone(), seed, 0, transactions, acknowledged.clone()));
-    let events = media.events() - before;
+    let points = Rc::new(Cell::new(0));
+    let (known, point) = (acknowledged.clone(), points.clone());
+    media.watch(move |media| {
+        point.set(point.get() + 1);
+        recover(media, seed, point.get(), known.get(), transactions);
+    });
+    world.run(work(world.clone(), store.clone(), seed, 0, transactions, acknowledged)).expect("no crash");
     drop(store);
     world.kill();
-    (media, acknowledged.get(), events)
+    points.get()
 }
 
-fn recover(seed: u64, crash_at: u64, transactions: u64) {
-    let (media, acknowledged, _) = run(seed, transactions, Some(crash_at));
-    let random = Random::new(seed ^ crash_at << 20);
+/// Recovers from a crash now.
+fn recover(media: &TestMedia, seed: u64, point: u64, acknowledged: u64, transactions: u64) {
+    let random = Random::new(seed ^ point << 20);
     // The machine may go on although the process died: then what was on its way may be in the device's cache, where the
     // heap finds it, and be lost later.
     let mut media = if random.below(3) == 0 { media.after_kill(&random) } else { media.after_crash(&random) };
@@ -108,6 +113,11 @@ fn recover(seed: u64, crash_at: u64, transactions: u64) {
     };
     let store = open(&world);
     let found = check(seed, &store.heap(), acknowledged, transactions);
+    if random.below(4) > 0 {
+        world.kill();
+        return;
+    }
+    // It goes on working, and what it does then is there after the next crash.
     let acknowledged = Rc::new(Cell::new(0));
     world.run(work(world.clone(), store.clone(), seed, found, found + 5, acknowledged)).expect("no crash");
     check(seed, &store.heap(), found + 5, found + 5);
@@ -129,22 +139,28 @@ fn recover(seed: u64, crash_at: u64, transactions: u64) {
     world.kill();
 }
 
-/// How many crash points a run of the tests visits; a longer run by `UMEM_CRASH_SEEDS`.
+/// How many runs; more by `UMEM_CRASH_SEEDS`.
 fn seeds() -> u64 {
-    std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(12)
+    std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(32)
 }
 
 #[test]
 fn a_crash_at_any_write_keeps_what_was_acknowledged() {
-    let mut points = 0;
-    for seed in 0..seeds() {
-        let transactions = 60 + seed % 5 * 60;
-        let (_, _, events) = run(seed, transactions, None);
-        for crash_at in 0..events {
-            recover(seed, crash_at, transactions);
+    let (next, points) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds() {
+                        return;
+                    }
+                    points.fetch_add(run(seed, 60 + seed % 5 * 60), Ordering::Relaxed);
+                }
+            });
         }
-        points += events;
-    }
+    });
+    let points = points.load(Ordering::Relaxed);
     println!("{points} crash points");
-    assert!(points > 20 * seeds(), "only {points} crash points");
+    assert!(points > 200 * seeds(), "only {points} crash points");
 }

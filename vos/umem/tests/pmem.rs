@@ -29,38 +29,51 @@ struct Shadow {
     flushed: BTreeMap<usize, Vec<u8>>,
     events: u64,
     crash_at: u64,
-    /// What a crash at that event leaves, and how many transactions had been acknowledged.
-    crashed: Option<(Vec<u8>, u64)>,
-    acknowledged: Rc<Cell<u64>>,
+    /// What a crash at that event leaves.
+    crashed: Option<Vec<u8>>,
+    /// Given, at every event, its number and what a crash leaves then.
+    watcher: Option<Watcher>,
 }
+
+type Watcher = Rc<dyn Fn(u64, Vec<u8>)>;
 
 impl Shadow {
     fn event(&mut self, arena: &[u8]) {
         self.events += 1;
         let crash = self.events == self.crash_at;
         // Now and then the processor writes lines back without being asked.
-        if crash || self.random.below(40) == 0 {
-            let mut image = self.durable.clone();
-            for (line, content) in &self.flushed {
-                if self.random.below(2) == 0 {
-                    image[line * LINE..][..LINE].copy_from_slice(content);
-                }
-            }
-            let mode = self.random.below(4);
-            for line in 0..arena.len() / LINE {
-                let range = line * LINE..(line + 1) * LINE;
-                if arena[range.clone()] != image[range.clone()]
-                    && (mode == 0 || self.random.below(mode + 1) == 0)
-                {
-                    image[range.clone()].copy_from_slice(&arena[range]);
-                }
-            }
-            if crash {
-                self.crashed = Some((image, self.acknowledged.get()));
-            } else {
-                self.durable = image;
+        let early = self.random.below(40) == 0;
+        if !crash && !early && self.watcher.is_none() {
+            return;
+        }
+        let image = self.image(arena);
+        if let Some(watcher) = &self.watcher {
+            watcher(self.events, image.clone());
+        }
+        if crash {
+            self.crashed = Some(image);
+        } else if early {
+            self.durable = image;
+        }
+    }
+
+    /// What a crash leaves now.
+    fn image(&mut self, arena: &[u8]) -> Vec<u8> {
+        let mut image = self.durable.clone();
+        for (line, content) in &self.flushed {
+            if self.random.below(2) == 0 {
+                image[line * LINE..][..LINE].copy_from_slice(content);
             }
         }
+        let mode = self.random.below(4);
+        for line in 0..arena.len() / LINE {
+            let range = line * LINE..(line + 1) * LINE;
+            if arena[range.clone()] != image[range.clone()] && (mode == 0 || self.random.below(mode + 1) == 0)
+            {
+                image[range.clone()].copy_from_slice(&arena[range]);
+            }
+        }
+        image
     }
 }
 
@@ -87,7 +100,7 @@ impl Persistence for ShadowPmem {
 }
 
 impl ShadowPmem {
-    fn new(seed: u64, image: Vec<u8>, crash_at: u64, acknowledged: Rc<Cell<u64>>) -> Self {
+    fn new(seed: u64, image: Vec<u8>, crash_at: u64) -> Self {
         Self(Rc::new(RefCell::new(Shadow {
             random: Random::new(seed),
             durable: image,
@@ -95,7 +108,7 @@ impl ShadowPmem {
             events: 0,
             crash_at,
             crashed: None,
-            acknowledged,
+            watcher: None,
         })))
     }
 }
@@ -113,57 +126,61 @@ fn work(heap: &mut Heap, seed: u64, random: &Random, from: u64, to: u64, acknowl
     }
 }
 
-/// Runs on a new heap; gives the shadow.
-fn run(seed: u64, transactions: u64, crash_at: u64) -> ShadowPmem {
+/// Runs on a new heap; every flush and fence is a crash point. Gives how many there were.
+fn run(seed: u64, transactions: u64) -> u64 {
     let acknowledged = Rc::new(Cell::new(0));
-    let shadow = ShadowPmem::new(seed, vec![0; ARENA_BYTES], u64::MAX, acknowledged.clone());
+    let shadow = ShadowPmem::new(seed, vec![0; ARENA_BYTES], u64::MAX);
     let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
     let mut heap = pmem::create(arena, Box::new(shadow.clone()), uuid::Uuid::from_u128(7)).expect("created");
-    let events = shadow.0.borrow().events;
-    shadow.0.borrow_mut().crash_at = events + crash_at;
+    let known = acknowledged.clone();
+    let points = Rc::new(Cell::new(0));
+    let point = points.clone();
+    shadow.0.borrow_mut().watcher = Some(Rc::new(move |event, image| {
+        point.set(point.get() + 1);
+        recover(image, seed, event, known.get(), transactions);
+    }));
     work(&mut heap, seed, &Random::new(seed), 0, transactions, &acknowledged);
-    shadow.0.borrow_mut().events -= events;
-    shadow
+    shadow.0.borrow_mut().watcher = None;
+    points.get()
 }
 
 fn open(image: &[u8], seed: u64, crash_at: u64) -> (Heap, ShadowPmem) {
-    let shadow = ShadowPmem::new(seed, image.to_vec(), crash_at, Rc::default());
+    let shadow = ShadowPmem::new(seed, image.to_vec(), crash_at);
     let arena = Arena::copy_of(image).expect("memory");
     let (heap, uuid) = pmem::open(arena, Box::new(shadow.clone()), "shadow").expect("opens");
     assert_eq!(uuid, uuid::Uuid::from_u128(7));
     (heap, shadow)
 }
 
+fn recover(mut image: Vec<u8>, seed: u64, event: u64, acknowledged: u64, transactions: u64) {
+    let random = Random::new(seed ^ event << 20);
+    if random.below(3) == 0 {
+        // Power fails again while the heap is opened.
+        let (_, shadow) = open(&image, random.next(), 1 + random.below(12));
+        let crashed = shadow.0.borrow_mut().crashed.take();
+        image = crashed.unwrap_or(image);
+    }
+    let (mut heap, shadow) = open(&image, random.next(), u64::MAX);
+    let found = check(seed, &heap, acknowledged, transactions);
+    if random.below(4) == 0 {
+        work(&mut heap, seed, &random, found, found + 3, &Cell::new(0));
+        drop(heap);
+        let image = shadow.0.borrow().durable.clone();
+        check(seed, &open(&image, 0, u64::MAX).0, found + 3, found + 3);
+    }
+}
+
 #[test]
 fn a_crash_at_any_flush_or_fence_keeps_what_was_sealed() {
-    let seeds = std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(8u64);
-    let mut points = 0;
-    for seed in 0..seeds {
-        let transactions = 12;
-        let events = run(seed, transactions, u64::MAX / 2).0.borrow().events;
-        for crash_at in 1..=events {
-            let (image, acknowledged) =
-                run(seed, transactions, crash_at).0.borrow_mut().crashed.take().expect("a crash");
-            let random = Random::new(seed ^ crash_at << 20);
-            // Power may fail again while the heap is opened.
-            let (_, shadow) = open(&image, random.next(), 1 + random.below(12));
-            let image = shadow.0.borrow_mut().crashed.take().map_or(image, |(image, _)| image);
-            let (mut heap, shadow) = open(&image, random.next(), u64::MAX);
-            let found = check(seed, &heap, acknowledged, transactions);
-            work(&mut heap, seed, &random, found, found + 3, &Cell::new(0));
-            drop(heap);
-            let image = shadow.0.borrow().durable.clone();
-            check(seed, &open(&image, 0, u64::MAX).0, found + 3, found + 3);
-        }
-        points += events;
-    }
+    let seeds = std::env::var("UMEM_CRASH_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(24u64);
+    let points: u64 = (0..seeds).map(|seed| run(seed, 12)).sum();
     println!("{points} crash points");
     assert!(points > 100 * seeds, "only {points} crash points");
 }
 
 #[test]
 fn a_transaction_too_large_for_the_undo_log_is_undone() {
-    let shadow = ShadowPmem::new(1, vec![0; ARENA_BYTES], u64::MAX, Rc::default());
+    let shadow = ShadowPmem::new(1, vec![0; ARENA_BYTES], u64::MAX);
     let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
     let mut heap = pmem::create(arena, Box::new(shadow), uuid::Uuid::from_u128(7)).expect("created");
     let mut transaction = heap.begin();

@@ -14,7 +14,7 @@ use std::{
 use daos_xstream::Env;
 use uuid::Uuid;
 
-use crate::{Heap, Persisted, Sealed, pmem, wal, wal::Wal};
+use crate::{Heap, Inspection, Persisted, Sealed, pmem, wal, wal::Wal};
 
 /// Where a heap lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +114,14 @@ impl<E: Env> Store<E> {
     pub async fn open(env: &E, directory: &str) -> Result<Self, StoreError> {
         let wal = wal::open(env, directory).await?;
         Ok(Self(Rc::new(Handle { heap: wal.heap.clone(), uuid: Some(wal.uuid), wal: Some(wal) })))
+    }
+
+    /// Reads the store in `directory` into memory, as opening it would find it, without writing to its files. Changes to it
+    /// are changes in memory.
+    pub async fn inspect(env: &E, directory: &str) -> Result<(Self, Inspection), StoreError> {
+        let (heap, inspection) = wal::inspect(env, directory).await?;
+        let uuid = Some(inspection.uuid);
+        Ok((Self(Rc::new(Handle { heap: Rc::new(RefCell::new(heap)), wal: None, uuid })), inspection))
     }
 
     /// Opens the store in a file on persistent memory; what was not sealed is undone.

@@ -15,6 +15,8 @@
 //! * A page and the page-table block with its checksum are in the same batch.
 //! * A page whose checksum is 0 was never written; it is all zeros and is not read.
 
+use std::collections::BTreeMap;
+
 use daos_xstream::{Durability, IoBuffer, MediaFile};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -123,12 +125,15 @@ pub(crate) struct Image<F> {
     pub geometry: Geometry,
     pub super_block: SuperBlock,
     checksums: Vec<u32>,
+    /// Blocks that count instead of what is at home: those of a batch that is not to be written (inspection).
+    overlay: BTreeMap<u64, Vec<u8>>,
 }
 
 impl<F: MediaFile> Image<F> {
     /// A heap file of which nothing has been read.
     pub fn new(file: F, path: String, geometry: Geometry, super_block: SuperBlock) -> Self {
-        Self { file, path, geometry, super_block, checksums: vec![0; geometry.page_count as usize] }
+        let checksums = vec![0; geometry.page_count as usize];
+        Self { file, path, geometry, super_block, checksums, overlay: BTreeMap::new() }
     }
 
     /// An empty batch.
@@ -231,9 +236,8 @@ impl<F: MediaFile> Image<F> {
         Ok(result?)
     }
 
-    /// Puts a batch home that may have been on its way when the heap was last in use. Gives up to where the log must be
-    /// valid because of it.
-    pub async fn recover_batch(&mut self) -> Result<u64, StoreError> {
+    /// The batch in the double-write area, if it is whole and newer than what is at home for certain.
+    async fn pending_batch(&self) -> Result<Option<(BatchHeader, Vec<BatchEntry>, Vec<u8>)>, StoreError> {
         let Geometry { batch_header_blocks, double_write, batch_blocks, .. } = self.geometry;
         let header_bytes = (batch_header_blocks * BLOCK) as usize;
         let whole = IoBuffer::zeroed(header_bytes + (batch_blocks * BLOCK) as usize);
@@ -249,7 +253,7 @@ impl<F: MediaFile> Image<F> {
             || u64::from(header.count) > batch_blocks
         {
             // Torn on its way to this area, so nothing of it is on its way home; or home already.
-            return Ok(0);
+            return Ok(None);
         }
         let entries = &head[size_of::<BatchHeader>()..][..header.count as usize * 16];
         let entries =
@@ -260,23 +264,55 @@ impl<F: MediaFile> Image<F> {
                 || (self.geometry.pages..self.geometry.pages + self.geometry.page_count)
                     .contains(&entry.block);
             if !home || self.checksum(entry.block, bytes) != entry.checksum {
-                return Ok(0);
+                return Ok(None);
             }
         }
+        let blocks = blocks[..entries.len() * BLOCK as usize].to_vec();
+        Ok(Some((header, entries, blocks)))
+    }
+
+    /// Puts a batch home that may have been on its way when the heap was last in use. Gives up to where the log must be
+    /// valid because of it.
+    pub async fn recover_batch(&mut self) -> Result<u64, StoreError> {
+        let Some((header, entries, blocks)) = self.pending_batch().await? else { return Ok(0) };
         // If only the process died, the batch may be whole in the device's cache alone. Homes must not be touched while
         // that is so: power could fail with them half written and the batch lost.
         self.file.flush().await?;
-        self.write_home(&entries, blocks).await?;
+        self.write_home(&entries, &blocks).await?;
         self.super_block.batch_sequence = header.sequence;
         Ok(header.valid_position)
+    }
+
+    /// As [`recover_batch`](Self::recover_batch), without writing: the batch counts from now on as if it were at home.
+    /// Gives the position, and the blocks of the batch.
+    pub async fn overlay_batch(&mut self) -> Result<(u64, u64), StoreError> {
+        let Some((header, entries, blocks)) = self.pending_batch().await? else { return Ok((0, 0)) };
+        for (entry, bytes) in entries.iter().zip(blocks.chunks_exact(BLOCK as usize)) {
+            self.overlay.insert(entry.block, bytes.to_vec());
+        }
+        Ok((header.valid_position, entries.len() as u64))
+    }
+
+    /// Puts blocks of the overlay over what was read from `first` on.
+    fn cover(&self, first: u64, bytes: &mut [u8]) {
+        let end = first + bytes.len() as u64 / BLOCK;
+        for (block, content) in self.overlay.range(first..end) {
+            bytes[((block - first) * BLOCK) as usize..][..BLOCK as usize].copy_from_slice(content);
+        }
+    }
+
+    /// How many pages were ever written.
+    pub fn pages_written(&self) -> u64 {
+        self.checksums.iter().filter(|&&checksum| checksum != 0).count() as u64
     }
 
     /// Reads the page table and every page that was ever written; hands them to `page(number, bytes)`.
     pub async fn load(&mut self, page: impl FnMut(u64, &[u8])) -> Result<(), StoreError> {
         let table_blocks = self.geometry.table_blocks();
         let buffer = IoBuffer::zeroed((table_blocks * BLOCK) as usize);
-        let (buffer, result) = self.file.read(self.geometry.table * BLOCK, buffer).await;
+        let (mut buffer, result) = self.file.read(self.geometry.table * BLOCK, buffer).await;
         result?;
+        self.cover(self.geometry.table, buffer.as_mut_slice());
         for (index, bytes) in buffer.as_slice().chunks_exact(BLOCK as usize).enumerate() {
             self.read_table_block(index as u64, bytes)?;
         }
@@ -286,8 +322,10 @@ impl<F: MediaFile> Image<F> {
             let page = &page;
             async move {
                 let buffer = IoBuffer::zeroed((count * PAGE_BYTES) as usize);
-                let (buffer, result) = image.file.read((image.geometry.pages + first) * BLOCK, buffer).await;
+                let home = image.geometry.pages + first;
+                let (mut buffer, result) = image.file.read(home * BLOCK, buffer).await;
                 result?;
+                image.cover(home, buffer.as_mut_slice());
                 for (number, bytes) in (first..).zip(buffer.as_slice().chunks_exact(PAGE_BYTES as usize)) {
                     let block = image.geometry.pages + number;
                     if image.checksum(block, bytes) != image.checksums[number as usize] {

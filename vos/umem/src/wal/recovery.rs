@@ -25,6 +25,7 @@ use crate::{
         dirty::DirtyPages,
         frame::{FrameHeader, HEADER_BYTES, LogIdentity, apply_payload},
         image::{Geometry, Image},
+        inspection::{FrameInfo, Inspection},
         log_file::LogFile,
         superblock::{FORMAT_VERSION, KIND_WAL, SuperBlock},
     },
@@ -84,13 +85,7 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
     let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
     let log_path = log_path(directory);
     let log = LogFile::new(env.media().open(&log_path, OpenOptions::default()).await?);
-    if log.bytes() != log_bytes {
-        return Err(StoreError::Damaged {
-            file: log_path,
-            offset: 0,
-            what: format!("the file has {} bytes, the super-block says {log_bytes}", log.bytes()),
-        });
-    }
+    check_log_size(&log, &log_path, log_bytes)?;
 
     let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
     let mut arena = Arena::reserve(layout.arena_bytes)?;
@@ -114,6 +109,7 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
         sequence: image.super_block.replay_sequence,
         generation: 0,
         limit: image.super_block.replay_position + log_bytes,
+        frames: None,
     };
     replay.run().await?;
     replay.check_end(valid_position).await?;
@@ -158,6 +154,72 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
     });
     wal.start(image);
     Ok(wal)
+}
+
+/// Reads the heap in `directory` as opening it would find it, and writes nothing: a checkpoint batch that was on its way
+/// and the log are applied in memory only. Damage of log or image is an error, as it is when the heap is opened.
+pub(crate) async fn inspect<E: Env>(env: &E, directory: &str) -> Result<(Heap, Inspection), StoreError> {
+    let mut image = open_image(env, directory).await?;
+    let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
+    let log_path = log_path(directory);
+    let log = LogFile::new(env.media().open(&log_path, OpenOptions::default()).await?);
+    check_log_size(&log, &log_path, log_bytes)?;
+    let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
+    let mut arena = Arena::reserve(layout.arena_bytes)?;
+    format(&mut arena, &layout);
+    let (batch_valid, batch_blocks_pending) = image.overlay_batch().await?;
+    image
+        .load(|page, bytes| {
+            let home = arena.bytes_mut(0, page * PAGE_BYTES, PAGE_BYTES).expect("a page of the arena");
+            home.copy_from_slice(bytes);
+        })
+        .await?;
+    let mut replay = Replay {
+        arena: &mut arena,
+        dirty: DirtyPages::none(layout.arena_bytes),
+        reader: LogReader { log: log.clone(), start: image.super_block.replay_position, window: Vec::new() },
+        identity: LogIdentity { uuid, key: log_key },
+        path: log_path,
+        position: image.super_block.replay_position,
+        sequence: image.super_block.replay_sequence,
+        generation: 0,
+        limit: image.super_block.replay_position + log_bytes,
+        frames: Some(Vec::new()),
+    };
+    replay.run().await?;
+    replay.check_end(batch_valid.max(image.super_block.valid_position)).await?;
+    let Replay { position, frames, .. } = replay;
+    let heap = Heap::open(arena, layout, Journal::Volatile, Sealed(position)).map_err(|error| {
+        StoreError::Damaged { file: heap_path(directory), offset: HEADER_OFFSET, what: error.to_string() }
+    })?;
+    let of = image.super_block;
+    let inspection = Inspection {
+        uuid: Uuid::from_bytes(of.uuid),
+        format_version: of.format_version,
+        super_block_sequence: of.sequence,
+        generation: of.generation,
+        heap_bytes: of.heap_bytes,
+        arena_bytes: of.arena_bytes,
+        log_bytes: of.log_bytes,
+        batch_blocks: of.batch_blocks,
+        batch_sequence: of.batch_sequence,
+        batch_blocks_pending,
+        pages_written: image.pages_written(),
+        replay_position: of.replay_position,
+        replay_sequence: of.replay_sequence,
+        valid_position: of.valid_position,
+        log_end: position,
+        frames: frames.unwrap_or_default(),
+    };
+    Ok((heap, inspection))
+}
+
+fn check_log_size<F: MediaFile>(log: &LogFile<F>, path: &str, wanted: u64) -> Result<(), StoreError> {
+    if log.bytes() == wanted {
+        return Ok(());
+    }
+    let what = format!("the file has {} bytes, the super-block says {wanted}", log.bytes());
+    Err(StoreError::Damaged { file: path.to_owned(), offset: 0, what })
 }
 
 /// Opens the heap file, and chooses and checks its super-block.
@@ -230,6 +292,8 @@ struct Replay<'a, F> {
     generation: u64,
     /// One round of the log.
     limit: u64,
+    /// Where applied frames are told of, if anybody asks.
+    frames: Option<Vec<FrameInfo>>,
 }
 
 impl<F: MediaFile> Replay<'_, F> {
@@ -258,6 +322,15 @@ impl<F: MediaFile> Replay<'_, F> {
             });
             if applied.is_none() {
                 return Err(self.damaged("a frame with a right checksum makes no sense"));
+            }
+            if let Some(frames) = &mut self.frames {
+                frames.push(FrameInfo {
+                    position: header.position,
+                    sequence: header.sequence,
+                    generation: header.generation,
+                    transactions: header.transactions,
+                    payload_bytes: header.payload_bytes,
+                });
             }
             self.position += header.frame_bytes();
             self.sequence += 1;

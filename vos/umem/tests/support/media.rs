@@ -49,7 +49,11 @@ struct Disk {
     fail_at: Option<u64>,
     crashed: bool,
     pub bytes_read: u64,
+    /// Called at each write and flush, once it has begun.
+    watcher: Option<Watcher>,
 }
+
+type Watcher = Rc<dyn Fn(&TestMedia)>;
 
 #[derive(Clone, Default)]
 pub struct TestMedia(Rc<RefCell<Disk>>);
@@ -84,6 +88,13 @@ impl TestMedia {
         self.0.borrow_mut().fail_at = Some(event);
     }
 
+    /// Calls `watcher` whenever a write or a flush has begun: a crash at that moment is what [`after_crash`] then gives.
+    ///
+    /// [`after_crash`]: Self::after_crash
+    pub fn watch(&self, watcher: impl Fn(&TestMedia) + 'static) {
+        self.0.borrow_mut().watcher = Some(Rc::new(watcher));
+    }
+
     pub fn in_flight(&self) -> usize {
         self.0.borrow().in_flight.len()
     }
@@ -102,8 +113,9 @@ impl TestMedia {
     /// What the machine finds after it has lost power now.
     pub fn after_crash(&self, random: &Random) -> Self {
         let disk = self.0.borrow();
-        let mut files = disk.files.clone();
-        for (path, file) in &mut files {
+        let mut files = BTreeMap::new();
+        for (path, file) in &disk.files {
+            let mut durable = file.durable.clone();
             let lost = file.cached.iter().map(|(offset, bytes)| (*offset, bytes));
             let flying = disk.in_flight.iter().filter(|operation| &operation.path == path);
             let flying = flying.filter_map(|operation| match &operation.kind {
@@ -116,12 +128,11 @@ impl TestMedia {
                 for (index, sector) in bytes.chunks(SECTOR).enumerate() {
                     if mode == 0 || (mode > 1 && random.below(2) == 0) {
                         let place = offset as usize + index * SECTOR;
-                        file.durable[place..place + sector.len()].copy_from_slice(sector);
+                        durable[place..place + sector.len()].copy_from_slice(sector);
                     }
                 }
             }
-            file.cached.clear();
-            file.live = file.durable.clone();
+            files.insert(path.clone(), File { live: durable.clone(), durable, cached: Vec::new() });
         }
         Self(Rc::new(RefCell::new(Disk { files, ..Disk::default() })))
     }
@@ -180,6 +191,11 @@ impl TestMedia {
         disk.in_flight.push(Operation { id, path: path.to_owned(), kind, waker: None });
         if disk.crash_at.is_some_and(|event| disk.events > event) {
             disk.crashed = true;
+        }
+        let watcher = disk.watcher.clone();
+        drop(disk);
+        if let Some(watcher) = watcher {
+            watcher(self);
         }
         id
     }

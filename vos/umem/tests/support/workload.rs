@@ -74,16 +74,31 @@ pub fn change(
     Ok(())
 }
 
-/// The model after `count` transactions.
+/// The model after `count` transactions. Models of one seed are made once.
 pub fn model_after(seed: u64, count: u64) -> Model {
-    let mut model = empty();
-    let mut heap = Heap::volatile(1 << 20).expect("a heap");
-    for number in 0..count {
-        let mut transaction = heap.begin();
-        change(seed, number, &mut transaction, &mut model).expect("room");
-        let _ = transaction.seal().expect("sealed");
+    struct Models {
+        seed: u64,
+        heap: Heap,
+        models: Vec<Model>,
     }
-    model
+    thread_local! {
+        static MADE: std::cell::RefCell<Option<Models>> = const { std::cell::RefCell::new(None) };
+    }
+    MADE.with_borrow_mut(|made| {
+        if made.as_ref().is_none_or(|made| made.seed != seed) {
+            let heap = Heap::volatile(1 << 20).expect("a heap");
+            *made = Some(Models { seed, heap, models: vec![empty()] });
+        }
+        let Models { heap, models, .. } = made.as_mut().expect("made above");
+        while models.len() as u64 <= count {
+            let mut model = models.last().expect("there is one").clone();
+            let mut transaction = heap.begin();
+            change(seed, models.len() as u64 - 1, &mut transaction, &mut model).expect("room");
+            let _ = transaction.seal().expect("sealed");
+            models.push(model);
+        }
+        models[count as usize].clone()
+    })
 }
 
 /// Compares the heap with the model; gives how many transactions it has seen.

@@ -1,0 +1,313 @@
+//! The commands.
+
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+
+use daos_vos::{ExtentInfo, Inspection, Pool, Record, VersionInfo, Where, Written};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use crate::{Answer, Arguments, Command, Failure, ToolWorld, block_on, lock};
+
+/// Runs one command on a target that nobody uses.
+pub(crate) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
+    let _held = lock::take(&arguments.target)?;
+    let (pool, inspection) = open(&arguments.target)?;
+    let value = match &arguments.command {
+        Command::Superblock => superblock(&pool, &inspection),
+        Command::Space => space(&pool)?,
+        Command::Log => log(&inspection),
+        Command::Ls { container: None, .. } => containers(&pool)?,
+        Command::Ls { container: Some(container), object: None, .. } => objects(&pool, *container)?,
+        Command::Ls { container: Some(container), object: Some(object), key, akey } => {
+            history(&pool, *container, object, (key.as_deref(), akey.as_deref()))?
+        }
+        Command::Dump { container } => dump(&pool, *container)?,
+        Command::Upgrade => upgrade(&inspection),
+        Command::Verify => return verify(&pool),
+    };
+    Ok(Answer { value, sound: true })
+}
+
+fn open(target: &Path) -> Result<(Pool<ToolWorld>, Inspection), Failure> {
+    let target = target.canonicalize().map_err(|error| format!("{}: {error}", target.display()))?;
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name().and_then(|name| name.to_str()))
+    else {
+        return Err(Failure(format!("{}: not a target's folder", target.display())));
+    };
+    let world = ToolWorld::new(parent.to_owned());
+    block_on(Pool::inspect(&world, name)).map_err(|error| Failure(format!("{}: {error}", target.display())))
+}
+
+fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Value {
+    json!({
+        "pool": pool.uuid(),
+        "heap": of.uuid,
+        "media": "wal",
+        "format_version": of.format_version,
+        "super_block": of.super_block_sequence,
+        "generation": of.generation,
+        "heap_bytes": of.heap_bytes,
+        "arena_bytes": of.arena_bytes,
+        "log_bytes": of.log_bytes,
+        "double_write": {
+            "blocks": of.batch_blocks,
+            "newest_at_home": of.batch_sequence,
+            "blocks_pending": of.batch_blocks_pending,
+        },
+        "pages_written": of.pages_written,
+        "replay_position": of.replay_position,
+        "replay_sequence": of.replay_sequence,
+        "valid_position": of.valid_position,
+        "log_end": of.log_end,
+    })
+}
+
+fn space(pool: &Pool<ToolWorld>) -> Result<Value, Failure> {
+    let usage = pool.usage()?;
+    let mut containers = Vec::new();
+    for uuid in pool.containers()? {
+        let held = pool.container_open(uuid)?.usage()?;
+        containers.push(json!({
+            "container": uuid,
+            "objects": held.objects,
+            "records": held.records,
+            "data_bytes": held.data_bytes,
+        }));
+    }
+    Ok(json!({
+        "arena_bytes": usage.arena_bytes,
+        "arena_bytes_free": usage.arena_bytes_free,
+        "block_bytes": usage.block_bytes,
+        "block_bytes_free": usage.block_bytes_free,
+        "containers": containers,
+    }))
+}
+
+fn log(of: &Inspection) -> Value {
+    let frames = of.frames.iter().map(|frame| {
+        json!({
+            "position": frame.position,
+            "sequence": frame.sequence,
+            "generation": frame.generation,
+            "transactions": frame.transactions,
+            "payload_bytes": frame.payload_bytes,
+        })
+    });
+    json!({
+        "replay_position": of.replay_position,
+        "log_end": of.log_end,
+        "bytes_to_replay": of.log_end - of.replay_position,
+        "log_bytes": of.log_bytes,
+        "frames": frames.collect::<Vec<_>>(),
+    })
+}
+
+fn containers(pool: &Pool<ToolWorld>) -> Result<Value, Failure> {
+    let containers = pool.containers()?.into_iter().map(|uuid| json!({ "container": uuid }));
+    Ok(Value::Array(containers.collect()))
+}
+
+fn objects(pool: &Pool<ToolWorld>, container: Uuid) -> Result<Value, Failure> {
+    let mut objects: Vec<Value> = Vec::new();
+    let (mut keys, mut records) = (0u64, 0u64);
+    let close = |objects: &mut Vec<Value>, keys: &mut u64, records: &mut u64| {
+        if let Some(Value::Object(last)) = objects.last_mut() {
+            last.insert("keys".into(), json!(std::mem::take(keys)));
+            last.insert("records".into(), json!(std::mem::take(records)));
+        }
+    };
+    pool.walk(container, &mut |record| {
+        match record {
+            Record::Object(id, metadata) => {
+                close(&mut objects, &mut keys, &mut records);
+                objects.push(json!({
+                    "object": id.to_string(),
+                    "type": format!("{:?}", id.object_type()),
+                    "class": id.class().0,
+                    "metadata": metadata.escape_ascii().to_string(),
+                }));
+            }
+            Record::Key(_) | Record::Akey(_) => keys += 1,
+            _ => records += 1,
+        }
+        ControlFlow::Continue(())
+    })?;
+    close(&mut objects, &mut keys, &mut records);
+    Ok(Value::Array(objects))
+}
+
+fn stamp(written: &Written) -> Map<String, Value> {
+    let fields = json!({
+        "epoch": written.epoch.0,
+        "cookie": format!("{:#x}", written.cookie.0),
+        "map_version": written.map_version,
+        "rebuild": written.rebuild,
+        "aggregated": written.aggregated,
+    });
+    match fields {
+        Value::Object(fields) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn place(place: Where) -> Value {
+    match place {
+        Where::Punched => json!("punched"),
+        Where::Arena => json!("arena"),
+        Where::Shared => json!("shared"),
+        Where::BlockTier(position) => json!(format!("blocks {position:#x}")),
+    }
+}
+
+fn version(of: &VersionInfo) -> Value {
+    let mut fields = stamp(&of.written);
+    fields.insert("where".into(), place(of.place));
+    fields.insert("bytes".into(), json!(of.length));
+    fields.insert("crc32c".into(), json!(format!("{:08x}", of.checksum.0)));
+    Value::Object(fields)
+}
+
+fn extent(of: &ExtentInfo) -> Value {
+    let mut fields = stamp(&of.written);
+    fields.insert("where".into(), place(of.place));
+    fields.insert("start".into(), json!(of.range.start));
+    fields.insert("end".into(), json!(of.range.end));
+    Value::Object(fields)
+}
+
+/// The records of an object, each with the keys that lead to it.
+fn history(
+    pool: &Pool<ToolWorld>,
+    container: Uuid,
+    object: &str,
+    (key, akey): (Option<&str>, Option<&str>),
+) -> Result<Value, Failure> {
+    let mut rows = Vec::new();
+    let (mut within, mut met) = (false, false);
+    let mut at = (String::new(), String::new());
+    pool.walk(container, &mut |record| {
+        if let Record::Object(id, _) = &record {
+            if within {
+                return ControlFlow::Break(());
+            }
+            within = id.to_string() == object;
+            met |= within;
+        }
+        if !within {
+            return ControlFlow::Continue(());
+        }
+        let (kind, fields) = match &record {
+            Record::Object(..) => return ControlFlow::Continue(()),
+            Record::Key(bytes) => {
+                at = (bytes.escape_ascii().to_string(), String::new());
+                return ControlFlow::Continue(());
+            }
+            Record::Akey(bytes) => {
+                at.1 = bytes.escape_ascii().to_string();
+                return ControlFlow::Continue(());
+            }
+            Record::ObjectPunch(written) => ("object punched", Value::Object(stamp(written))),
+            Record::KeyPunch(written) => ("dkey punched", Value::Object(stamp(written))),
+            Record::Version(of) => ("value", version(of)),
+            Record::Extent(of) => ("extent", extent(of)),
+        };
+        let wanted = key.is_none_or(|key| key == at.0) && akey.is_none_or(|akey| akey == at.1);
+        if wanted && let Value::Object(fields) = fields {
+            let mut row = Map::new();
+            row.insert("key".into(), json!(at.0));
+            row.insert("akey".into(), json!(at.1));
+            row.insert("record".into(), json!(kind));
+            row.extend(fields);
+            rows.push(Value::Object(row));
+        }
+        ControlFlow::Continue(())
+    })?;
+    if !met {
+        return Err(Failure(format!(
+            "container {container} has no object {object}; list them with `ls {container}`"
+        )));
+    }
+    Ok(Value::Array(rows))
+}
+
+/// Everything that is recorded: containers → objects → keys → akeys → records.
+fn dump(pool: &Pool<ToolWorld>, only: Option<Uuid>) -> Result<Value, Failure> {
+    let mut dumped = BTreeMap::new();
+    for uuid in pool.containers()?.into_iter().filter(|uuid| only.is_none_or(|only| only == *uuid)) {
+        let mut objects: Vec<Value> = Vec::new();
+        pool.walk(uuid, &mut |record| {
+            add(&mut objects, &record);
+            ControlFlow::Continue(())
+        })?;
+        dumped.insert(uuid.to_string(), objects);
+    }
+    Ok(json!({ "pool": pool.uuid(), "containers": dumped }))
+}
+
+fn add(objects: &mut Vec<Value>, record: &Record<'_>) {
+    if let Record::Object(id, metadata) = record {
+        objects.push(json!({ "object": id.to_string(), "metadata": metadata.escape_ascii().to_string() }));
+        return;
+    }
+    let Some(object) = objects.last_mut() else { return };
+    match record {
+        Record::Object(..) => {}
+        Record::ObjectPunch(written) => push(object, "punches", Value::Object(stamp(written))),
+        Record::Key(bytes) => push(object, "keys", json!({ "key": bytes.escape_ascii().to_string() })),
+        Record::KeyPunch(written) => push(last(object, "keys"), "punches", Value::Object(stamp(written))),
+        Record::Akey(bytes) => {
+            push(last(object, "keys"), "akeys", json!({ "akey": bytes.escape_ascii().to_string() }));
+        }
+        Record::Version(of) => push(innermost(object), "versions", version(of)),
+        Record::Extent(of) => push(innermost(object), "extents", extent(of)),
+    }
+}
+
+fn push(value: &mut Value, list: &str, item: Value) {
+    if let Value::Object(fields) = value
+        && let Value::Array(items) = fields.entry(list).or_insert_with(|| json!([]))
+    {
+        items.push(item);
+    }
+}
+
+/// The last item of a list of `value`; `value` itself if it has none.
+fn last<'v>(value: &'v mut Value, list: &str) -> &'v mut Value {
+    let has = value.get(list).and_then(Value::as_array).is_some_and(|items| !items.is_empty());
+    if !has {
+        return value;
+    }
+    value[list].as_array_mut().and_then(|items| items.last_mut()).expect("it has one")
+}
+
+fn innermost(object: &mut Value) -> &mut Value {
+    last(last(object, "keys"), "akeys")
+}
+
+fn upgrade(of: &Inspection) -> Value {
+    // An older format would have been refused when the target was read; there is none yet.
+    json!({ "format_version": of.format_version, "changed": false, "why": "the target has the newest format" })
+}
+
+fn verify(pool: &Pool<ToolWorld>) -> Result<Answer, Failure> {
+    let report = block_on(pool.verify())?;
+    let faults: Vec<Value> =
+        report.faults.iter().map(|fault| json!({ "place": fault.place, "what": fault.what })).collect();
+    let value = json!({
+        "sound": report.is_sound(),
+        "containers": report.containers,
+        "objects": report.objects,
+        "keys": report.keys,
+        "versions": report.versions,
+        "extents": report.extents,
+        "punches": report.punches,
+        "groups": report.groups,
+        "entries": report.entries,
+        "arena_blocks": report.arena_blocks,
+        "arena_bytes_verified": report.arena_bytes_verified,
+        "tier_bytes_verified": report.tier_bytes_verified,
+        "faults": faults,
+        "more_faults": report.more_faults,
+    });
+    Ok(Answer { value, sound: report.is_sound() })
+}

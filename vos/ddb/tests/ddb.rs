@@ -1,0 +1,122 @@
+//! `ddb` on a target as it lies on disk.
+
+use std::{fs, path::Path};
+
+use clap::Parser;
+use daos_ddb::{Answer, Arguments, Failure};
+use serde_json::Value;
+
+#[path = "../../tests/support/image.rs"]
+#[allow(dead_code, reason = "others use the rest")]
+mod image;
+
+const CONTAINER: &str = "00000000-0000-0000-0000-00005eed0002";
+
+/// Puts the golden image where an engine would have its target.
+fn target(folder: &Path) -> std::path::PathBuf {
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/format-1.image");
+    let target = folder.join("pools/00000000-0000-0000-0000-00005eed0001/0");
+    fs::create_dir_all(&target).expect("a folder");
+    for (name, content) in image::unpack(&fs::read(image).expect("the image")) {
+        fs::write(target.join(name), content).expect("written");
+    }
+    target
+}
+
+fn ddb(target: &Path, words: &[&str]) -> Result<Answer, Failure> {
+    let line = ["ddb", target.to_str().expect("a path")].into_iter().chain(words.iter().copied());
+    daos_ddb::run(&Arguments::try_parse_from(line).expect("a command line"))
+}
+
+fn ask(target: &Path, words: &[&str]) -> Value {
+    match ddb(target, words) {
+        Ok(answer) => answer.value,
+        Err(Failure(message)) => panic!("{words:?}: {message}"),
+    }
+}
+
+#[test]
+fn it_shows_what_a_target_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target(folder.path());
+    let before: Vec<_> =
+        ["heap", "log", "blocks"].map(|name| fs::read(target.join(name)).expect("a file")).into();
+
+    let block = ask(&target, &["superblock"]);
+    assert_eq!(block["format_version"], 1);
+    assert_eq!(block["pool"], "00000000-0000-0000-0000-00005eed0001");
+    assert_eq!(block["arena_bytes"].as_u64().map(|bytes| bytes > 500_000), Some(true));
+
+    let space = ask(&target, &["space"]);
+    assert_eq!(space["containers"][0]["objects"], 3);
+    assert_eq!(space["block_bytes"].as_u64(), Some(256 << 10));
+
+    let log = ask(&target, &["log"]);
+    assert!(!log["frames"].as_array().expect("frames").is_empty());
+
+    assert_eq!(ask(&target, &["ls"])[0]["container"], CONTAINER);
+    let objects = ask(&target, &["ls", CONTAINER]);
+    let objects = objects.as_array().expect("objects");
+    assert_eq!(objects.len(), 3);
+    let kv = objects.iter().find(|object| object["type"] == "KeyValue").expect("the KV");
+    assert_eq!((kv["keys"].as_u64(), kv["metadata"].as_str()), (Some(24), Some("of the upper layer")));
+
+    let kv = kv["object"].as_str().expect("an ID");
+    let versions = ask(&target, &["ls", CONTAINER, kv, "key 007 of the sample"]);
+    let versions = versions.as_array().expect("versions");
+    // Epoch 2 was aggregated away.
+    let epochs: Vec<_> =
+        versions.iter().map(|version| version["epoch"].as_u64().expect("an epoch")).collect();
+    assert_eq!(epochs, [9, 15, 22]);
+    assert_eq!(versions[2]["where"], "punched");
+    assert_eq!((&versions[0]["aggregated"], &versions[1]["aggregated"]), (&true.into(), &false.into()));
+    assert!(ddb(&target, &["ls", CONTAINER, "1.2.3"]).is_err(), "no such object");
+
+    let dump = ask(&target, &["dump"]);
+    let dumped = dump["containers"][CONTAINER].as_array().expect("objects");
+    assert_eq!(dumped.len(), 3);
+    assert!(dump.to_string().contains("\"akey\":"));
+
+    let verified = ddb(&target, &["verify"]).expect("a verification");
+    assert!(verified.sound, "{}", verified.value);
+    assert_eq!(ask(&target, &["upgrade"])["changed"], false);
+
+    let after: Vec<_> =
+        ["heap", "log", "blocks"].map(|name| fs::read(target.join(name)).expect("a file")).into();
+    assert!(before == after, "nothing was written");
+}
+
+#[test]
+fn damage_is_told_with_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target(folder.path());
+    let flip = |name: &str, at: usize| {
+        let mut content = fs::read(target.join(name)).expect("a file");
+        content[at] ^= 1;
+        fs::write(target.join(name), content).expect("written");
+    };
+    flip("blocks", 5000);
+    let verified = ddb(&target, &["verify"]).expect("a verification");
+    assert!(!verified.sound);
+    let fault = &verified.value["faults"][0];
+    assert!(fault["what"].as_str().expect("words").contains("block tier at 0x1000"), "{fault}");
+    assert!(fault["place"].as_str().expect("words").contains(CONTAINER), "{fault}");
+    flip("heap", 20);
+    flip("heap", 4096 + 20);
+    let Err(Failure(message)) = ddb(&target, &["verify"]) else { panic!("no super-block is left") };
+    assert!(message.contains("heap") && message.contains("super-block"), "{message}");
+}
+
+#[test]
+fn a_target_in_use_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target(folder.path());
+    let lock = fs::File::create(folder.path().join("engine.lock")).expect("a file");
+    lock.try_lock().expect("the engine's lock");
+    let Err(Failure(message)) = ddb(&target, &["ls"]) else { panic!("it is in use") };
+    assert!(message.contains("in use"), "{message}");
+    drop(lock);
+    assert!(ddb(&target, &["ls"]).is_ok());
+    assert!(ddb(&folder.path().join("nothing"), &["ls"]).is_err());
+    assert!(ddb(folder.path(), &["ls"]).is_err(), "not a target");
+}

@@ -1,0 +1,110 @@
+//! A flipped bit anywhere on media is found, with its place, or is harmless: never wrong data.
+
+mod support;
+
+use std::{cell::RefCell, rc::Rc};
+
+use daos_vos::{Error, Pool, ScrubCounters, ScrubRate};
+use daos_xstream::Env;
+use daos_xstream_sim::{Config, Simulation};
+use support::{Random, driver::verify, image, sample};
+
+fn files() -> Vec<(String, Vec<u8>)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1.image");
+    image::unpack(&std::fs::read(path).expect("the image"))
+}
+
+/// What a pool with this damage does: whether anything was found.
+async fn look<E: Env>(env: &E, what: &str) -> bool {
+    let pool = match Pool::open(env, "pool").await {
+        Ok(pool) => pool,
+        Err(Error::Heap(message)) => {
+            assert!(
+                message.contains("pool/") && message.contains("byte"),
+                "{what}: {message} names no place"
+            );
+            return true;
+        }
+        Err(Error::Corrupt { .. } | Error::BadChecksum { .. }) => return true,
+        Err(error) => panic!("{what}: {error}"),
+    };
+    // Wrong data panics in here.
+    let read = sample::check(&pool).await;
+    let verified = verify(&pool).await;
+    match (&read, &verified) {
+        (Ok(()), Ok(())) => false,
+        (Err(Error::BadChecksum { .. }), Err(_)) => true,
+        (Ok(()), Err(fault)) => {
+            // What no read shows (hidden history) is found by verification.
+            assert!(fault.contains("checksum"), "{what}: {fault}");
+            true
+        }
+        _ => panic!("{what}: reads say {read:?}, verification {verified:?}"),
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_found_or_harmless() {
+    let rounds = std::env::var("VOS_FLIPS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(150);
+    let files = files();
+    for (index, name) in ["blocks", "heap", "log"].into_iter().enumerate() {
+        let content = &files[index].1;
+        assert_eq!(files[index].0, name);
+        let used: Vec<usize> = (0..content.len()).filter(|&at| content[at] != 0).collect();
+        let (mut found, mut harmless) = (0, 0);
+        for round in 0..rounds {
+            let mut random = Random(index as u64 * 1_000_000 + round);
+            let mut damaged = files.clone();
+            // Most flips go where something is written; now and then there are several.
+            for _ in 0..1 + random.below(3) / 2 {
+                let at = match round % 4 {
+                    0 => random.below(content.len() as u64) as usize,
+                    _ => used[random.below(used.len() as u64) as usize],
+                };
+                damaged[index].1[at] ^= 1 << random.below(8);
+            }
+            let simulation = Simulation::new(round, Config::default());
+            let node = simulation.add_node(1);
+            let looked = simulation.block_on(&node, move |env| async move {
+                image::write_files(&env, "pool", &damaged).await;
+                look(&env, &format!("{name}, round {round}")).await
+            });
+            if looked.expect("the run ends") {
+                found += 1;
+            } else {
+                harmless += 1;
+            }
+        }
+        println!("{name}: {found} found, {harmless} harmless");
+        assert!(found > rounds / 4, "{name}: only {found} of {rounds} were found");
+    }
+}
+
+#[test]
+fn the_scrubber_finds_damage_and_keeps_to_its_rate() {
+    let mut files = files();
+    // Byte 5000 of the extent that lies first on the block tier.
+    files[0].1[5000] ^= 4;
+    let simulation = Simulation::new(1, Config::default());
+    let node = simulation.add_node(1);
+    let ended = simulation.block_on(&node, move |env| async move {
+        use daos_xstream::Clock;
+        image::write_files(&env, "pool", &files).await;
+        let pool = Pool::open(&env, "pool").await.expect("the pool");
+        let counters = Rc::new(ScrubCounters::default());
+        let faults = Rc::new(RefCell::new(Vec::new()));
+        let began = env.clock().now();
+        let rate = ScrubRate { bytes_per_second: 100_000 };
+        let told = faults.clone();
+        let scrubbed = pool.scrub(rate, &counters, |fault| told.borrow_mut().push(fault.to_string())).await;
+        assert_eq!(scrubbed, Ok(()));
+        let took = env.clock().now().0 - began.0;
+        let bytes = counters.bytes.get();
+        assert!(bytes > 20_000, "{bytes} bytes were compared");
+        assert!(took >= bytes * 10_000, "{bytes} bytes in {took} ns");
+        assert_eq!((counters.passes.get(), counters.faults.get()), (1, 1));
+        let faults = faults.borrow();
+        assert!(faults[0].contains("block tier at 0x1000"), "{}", faults[0]);
+    });
+    ended.expect("the run ends");
+}

@@ -1,0 +1,55 @@
+//! What media says of a heap, for tools.
+
+use uuid::Uuid;
+
+/// A frame of the log that opening the heap would apply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameInfo {
+    /// Its position in the log; its place in the file is that modulo the file's size.
+    pub position: u64,
+    /// Its number.
+    pub sequence: u64,
+    /// The opening of the heap in which it was written.
+    pub generation: u64,
+    /// Transactions in it.
+    pub transactions: u32,
+    /// Bytes of them.
+    pub payload_bytes: u32,
+}
+
+/// What the super-block, the checkpoint image and the log of a `wal` heap say. Sizes in bytes unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspection {
+    /// Identifies the heap.
+    pub uuid: Uuid,
+    /// Version of the media format.
+    pub format_version: u32,
+    /// Number of the super-block.
+    pub super_block_sequence: u64,
+    /// How often the heap was opened for writing.
+    pub generation: u64,
+    /// Size of the file `heap`.
+    pub heap_bytes: u64,
+    /// Size of the arena.
+    pub arena_bytes: u64,
+    /// Size of the file `log`.
+    pub log_bytes: u64,
+    /// Blocks that a batch of the double-write area can have.
+    pub batch_blocks: u64,
+    /// The newest batch that is at home for certain.
+    pub batch_sequence: u64,
+    /// Blocks of a newer batch that opening the heap would write home.
+    pub batch_blocks_pending: u64,
+    /// Pages of the arena that a checkpoint ever wrote.
+    pub pages_written: u64,
+    /// Replay begins at this position,
+    pub replay_position: u64,
+    /// with the frame of this number.
+    pub replay_sequence: u64,
+    /// The log must be valid up to here.
+    pub valid_position: u64,
+    /// It is valid up to here.
+    pub log_end: u64,
+    /// The frames between, oldest first.
+    pub frames: Vec<FrameInfo>,
+}
