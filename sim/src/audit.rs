@@ -21,6 +21,13 @@ const EPOCHS_MAX: usize = 3;
 pub(crate) async fn audit(env: SimEnv, shared: Rc<Shared>) {
     let slot = shared.slots.len() - 1;
     let client = Client::new(env, shared.clone(), slot);
+    if shared.orphans.take() {
+        // Only an administrator can end a shared handle that nobody uses.
+        if let Err(error) = client.service.pool_evict(pool_name(), None).await {
+            let story = format!("handles cannot be evicted when all is over: {error}");
+            return shared.model.borrow_mut().violate(Rule::Liveness, story);
+        }
+    }
     let pool = match client.service.pool_connect(pool_name(), Capabilities::ALL).await {
         Ok(pool) => pool,
         Err(error) => {

@@ -25,7 +25,7 @@ use crate::{
     plan::{Helper, Plan},
     ponds, tree,
     violation::Rule,
-    workload,
+    workload::{self, Parked},
 };
 
 /// The pool.
@@ -43,8 +43,22 @@ pub struct Slot {
     pub done: Cell<bool>,
     /// Handles of this life.
     pub handles: RefCell<Vec<HandleKey>>,
+    /// A shared handle that this slot has open, in whichever life.
+    pub parked: RefCell<Option<Parked>>,
+    /// A shared handle is being opened: if the client dies now, nobody will know of it.
+    pub opening_shared: Cell<bool>,
     /// The pool handle of this life, and the container handles opened with it.
     pub pool_handle: Cell<Option<uuid::Uuid>>,
+}
+
+impl Slot {
+    /// The handles that end with a pool handle of this life.
+    pub fn opened_with(&self, pool_handle: uuid::Uuid) -> Vec<HandleKey> {
+        let parked = self.parked.borrow();
+        let parked = parked.as_ref().filter(|parked| parked.pool_handle == pool_handle);
+        let handles = self.handles.borrow();
+        handles.iter().copied().chain(parked.map(|parked| parked.key)).collect()
+    }
 }
 
 /// What clients and the outside share.
@@ -63,6 +77,8 @@ pub struct Shared {
     pub pools: RefCell<BTreeSet<uuid::Uuid>>,
     /// The helper has done everything; or there is none.
     pub helper_done: Cell<bool>,
+    /// A shared handle may be open that nobody uses.
+    pub orphans: Cell<bool>,
     /// Whether operations are printed.
     pub log: bool,
     /// The engine is switched on, and was told to start.
@@ -130,6 +146,7 @@ impl Cluster {
             slots,
             tree: RefCell::default(),
             pools: RefCell::default(),
+            orphans: Cell::new(false),
             helper_done: Cell::new(plan.helper.is_none()),
             plan,
             calm: Cell::new(false),
@@ -260,6 +277,9 @@ impl Cluster {
         self.shared.log(|| format!("{:?} -- client {slot} dies", self.sim.elapsed()));
         self.clients[slot].kill(Loss::Process);
         let handles = self.shared.slots[slot].handles.take();
+        if self.shared.slots[slot].opening_shared.take() {
+            self.shared.orphans.set(true);
+        }
         self.shared.slots[slot].pool_handle.set(None);
         let mut model = self.shared.model.borrow_mut();
         handles.into_iter().for_each(|handle| model.died(handle));

@@ -1,8 +1,11 @@
 //! What a client does: rounds of transactions on random objects, through the real client halves of DSM and DSR.
 
+mod parked;
 mod reads;
 mod together;
 mod writes;
+
+pub use parked::Parked;
 
 use std::{rc::Rc, time::Duration};
 
@@ -68,7 +71,7 @@ pub(crate) struct Session {
 /// Lives until all rounds of the slot are done.
 pub(crate) async fn live(env: SimEnv, shared: Rc<Shared>, slot: usize) {
     let client = Client::new(env, shared, slot);
-    while client.own().rounds.get() > 0 {
+    while client.own().rounds.get() > 0 || client.own().parked.borrow().is_some() {
         client.connection().await;
         client.own().pool_handle.set(None);
     }
@@ -150,14 +153,19 @@ impl Client {
             }
         };
         self.own().pool_handle.set(Some(pool.handle()));
-        for _ in 0..=self.roll(3) {
-            if self.own().rounds.get() == 0 {
+        for round in 0..=self.roll(3) {
+            let parked = self.own().parked.borrow().is_some();
+            if self.own().rounds.get() == 0 && !parked {
                 break;
             }
             if self.roll(12) == 0 {
                 self.evict_another().await;
             }
-            let result = self.round(&pool).await;
+            // Others may wait for epochs that an earlier life has held: that is looked after first.
+            let result = match parked && (round == 0 || self.own().rounds.get() == 0 || self.roll(2) == 0) {
+                true => self.adopt(&pool).await,
+                false => self.round(&pool).await,
+            };
             self.own().rounds.set(self.own().rounds.get().saturating_sub(1));
             match result {
                 Ok(Next::Go) => {}
@@ -166,10 +174,15 @@ impl Client {
             }
         }
         // Closes what was left open, too.
-        let handles = self.own().handles.take();
+        let handles = self.own().opened_with(pool.handle());
+        self.own().handles.take();
         self.threaten(&handles);
         match self.persist(async || pool.clone().disconnect().await).await {
-            Ok(()) => self.revoked(&handles),
+            Ok(()) => {
+                self.revoked(&handles);
+                let mut parked = self.own().parked.borrow_mut();
+                parked.take_if(|parked| parked.pool_handle == pool.handle());
+            }
             Err(error) => {
                 let story = format!("client {} cannot disconnect: {error}", self.slot);
                 self.shared.model.borrow_mut().violate(Rule::Refusal, story);
@@ -192,7 +205,7 @@ impl Client {
         let other = self.roll(self.shared.slots.len() as u64) as usize;
         let victim = &self.shared.slots[other];
         let Some(pool_handle) = victim.pool_handle.get().filter(|_| other != self.slot) else { return };
-        let handles = victim.handles.borrow().clone();
+        let handles = victim.opened_with(pool_handle);
         self.log(|| format!("evicts client {other}, handles {handles:?}"));
         self.threaten(&handles);
         // It may open more with this pool handle until the eviction gets there; those are threatened too.
@@ -211,6 +224,9 @@ impl Client {
 
     /// Opens a container, works, closes it.
     async fn round(self: &Rc<Self>, pool: &PoolHandle<SimEnv>) -> Result<Next, Trouble> {
+        if self.own().parked.borrow().is_none() && self.roll(7) == 0 {
+            return self.round_shared(pool).await;
+        }
         if self.shared.plan.containers > 1 && self.roll(5) == 0 {
             return self.round_together(pool).await;
         }
@@ -278,10 +294,21 @@ impl Client {
         };
         self.own().handles.borrow_mut().push(key);
         self.log(|| format!("opened container {container} as handle {key}: {state:?}"));
+        let session = self.session(container, handle, key);
+        session.contact.set(contact);
+        Ok(session)
+    }
+
+    fn session(
+        self: &Rc<Self>,
+        container: usize,
+        handle: ContainerHandle<SimEnv>,
+        key: HandleKey,
+    ) -> Session {
         let targets = Container::new(&handle);
         let durable = targets.durable();
-        let contact = std::cell::Cell::new(contact);
-        Ok(Session { client: self.clone(), container, handle, targets, durable, key, contact })
+        let contact = std::cell::Cell::new(self.env.clock().now());
+        Session { client: self.clone(), container, handle, targets, durable, key, contact }
     }
 }
 
@@ -300,7 +327,9 @@ impl Session {
         match status {
             Status::BAD_HANDLE | Status::STALE_HANDLE => {
                 let (now, grace) = (client.env.clock().now(), client.shared.plan.grace);
-                if !known.threatened && now < self.contact.get() + grace {
+                let parked = client.own().parked.borrow();
+                let shared = parked.as_ref().is_some_and(|parked| parked.key == self.key);
+                if !known.threatened && (shared || now < self.contact.get() + grace) {
                     let silent = now.since(self.contact.get());
                     let story = format!("{} (last heard of {silent:?} ago, grace {grace:?})", story());
                     model.violate(Rule::Eviction, story);

@@ -373,6 +373,13 @@ impl Model {
         key
     }
 
+    /// The commit of a handle that is under way, and its epoch.
+    pub fn commit_under_way(&self, handle: HandleKey) -> Option<(CommitKey, u64)> {
+        let commit = self.handles[handle].commit?;
+        let parts = &self.commits[commit].parts;
+        parts.iter().find(|(part, _)| *part == handle).map(|(_, epoch)| (commit, *epoch))
+    }
+
     /// What became of a commit is known.
     pub fn committed(&mut self, commit: CommitKey, done: bool) {
         if self.commits[commit].done.is_some() {
@@ -426,10 +433,7 @@ impl Model {
             return;
         }
         self.handles[handle].dead = true;
-        let commit = self.handles[handle].commit;
-        let up_to = commit.and_then(|key| {
-            self.commits[key].parts.iter().find(|(part, _)| *part == handle).map(|(_, epoch)| (key, *epoch))
-        });
+        let up_to = self.commit_under_way(handle);
         self.each_of(handle, |version| {
             if version.standing != Standing::Committed {
                 version.standing = match up_to {

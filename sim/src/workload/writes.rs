@@ -45,7 +45,7 @@ impl Session {
         Ok(())
     }
 
-    async fn hold(&self, epoch: Epoch) -> Result<u64, Trouble> {
+    pub async fn hold(&self, epoch: Epoch) -> Result<u64, Trouble> {
         if epoch > Epoch::ZERO {
             let given_up = EpochRange { low: Epoch::ZERO, high: Epoch(epoch.0 - 1) };
             self.client.shared.model.borrow_mut().discard(self.key, given_up);
