@@ -8,12 +8,11 @@ use daos_xstream::join_all;
 
 use crate::{
     Attributes, File, FileType, FsError, Inode, SetAttributes,
-    epochs::Ticket,
     error::shown,
     fs::{DATA_INDEX, Shared, Store},
     inode::{AKEYS, akeys_without_data},
     layout::{self, akey},
-    locks::Guard,
+    locks::Turn,
     path::{PATH_BYTES_MAX, check_name},
 };
 
@@ -180,23 +179,21 @@ impl<T: Store> Directory<T> {
         if length > self.shared.first_block() || length > size || size > crate::file::FILE_BYTES_MAX {
             return Err(FsError::TooLarge(shown(name)));
         }
-        let ticket = self.shared.ticket()?;
-        let (stamp, number) = self.shared.ids.allocate(ticket.epoch()).await?;
+        let (stamp, number) = self.shared.new_id().await?;
         let object = layout::file_object(self.shared.superblock.options.file_class, stamp, number);
         let inode = self.new_inode(FileType::File, attributes, object, size, None);
         let data: [Record<'_>; 1] = [(akey::DATA, first)];
         let extra = if first.is_empty() { &data[..0] } else { &data[..] };
-        self.insert(&ticket, name, &inode, extra, fresh).await?;
+        self.insert(name, &inode, extra, fresh).await?;
         File::open(self, name, &inode)
     }
 
     /// Makes a directory.
     pub async fn mkdir(&self, name: &[u8], attributes: Attributes) -> Result<Self, FsError> {
-        let ticket = self.shared.ticket()?;
-        let (stamp, number) = self.shared.ids.allocate(ticket.epoch()).await?;
+        let (stamp, number) = self.shared.new_id().await?;
         let object = layout::directory_object(self.shared.superblock.options.directory_class, stamp, number);
         let inode = self.new_inode(FileType::Directory, attributes, object, 0, None);
-        self.insert(&ticket, name, &inode, &[], false).await?;
+        self.insert(name, &inode, &[], false).await?;
         self.child(name, &inode)
     }
 
@@ -208,11 +205,10 @@ impl<T: Store> Directory<T> {
         if target.len() > PATH_BYTES_MAX {
             return Err(FsError::NameTooLong(shown(&target[..80])));
         }
-        let ticket = self.shared.ticket()?;
-        let (stamp, number) = self.shared.ids.allocate(ticket.epoch()).await?;
+        let (stamp, number) = self.shared.new_id().await?;
         let object = layout::file_object(self.shared.superblock.options.file_class, stamp, number);
         let inode = self.new_inode(FileType::Symlink, attributes, object, 0, Some(target.to_vec()));
-        self.insert(&ticket, name, &inode, &[(akey::LINK, target)], false).await
+        self.insert(name, &inode, &[(akey::LINK, target)], false).await
     }
 
     /// What a symbolic link says.
@@ -247,40 +243,40 @@ impl<T: Store> Directory<T> {
 
     async fn insert(
         &self,
-        ticket: &Ticket,
         name: &[u8],
         inode: &Inode,
         extra: &[Record<'_>],
         fresh: bool,
     ) -> Result<(), FsError> {
         check_name(name)?;
-        let _guards = self.lock_entry(name).await;
+        let turn = self.lock_entry(name).await?;
         self.check_alive()?;
-        if !fresh && self.inode(ticket.epoch(), name).await?.is_some() {
+        if !fresh && self.inode(turn.epoch(), name).await?.is_some() {
             return Err(FsError::Exists(shown(name)));
         }
         let encoded = inode.encode();
         let mut records = encoded.records();
         records.extend_from_slice(extra);
-        self.change(ticket, self.document.update(ticket.epoch(), name, &records)).await
+        self.change(&turn, self.document.update(turn.epoch(), name, &records)).await
     }
 
     /// Removes a file or link. A file that is open in this process can be read and written no more.
     pub async fn unlink(&self, name: &[u8]) -> Result<(), FsError> {
         check_name(name)?;
-        let ticket = self.shared.ticket()?;
-        let _guards = self.lock_entry(name).await;
-        let inode = self.existing(ticket.epoch(), name).await?;
+        let turn = self.lock_entry(name).await?;
+        let inode = self.existing(turn.epoch(), name).await?;
         if inode.file_type == FileType::Directory {
             return Err(FsError::IsADirectory(shown(name)));
         }
-        self.remove_entry(&ticket, name, &inode).await
+        self.change(&turn, self.document.remove_dkey(turn.epoch(), name)).await?;
+        self.remove_content(&turn, name, &inode).await
     }
 
-    /// Removes the entry of something that is no directory, and its data.
-    pub(crate) async fn remove_entry(
+    /// Removes the data of something that is no directory, whose entry is gone. A file that is open under that name can be
+    /// read and written no more.
+    pub(crate) async fn remove_content(
         &self,
-        ticket: &Ticket,
+        turn: &Turn,
         name: &[u8],
         inode: &Inode,
     ) -> Result<(), FsError> {
@@ -289,9 +285,8 @@ impl<T: Store> Directory<T> {
         {
             open.forget();
         }
-        self.change(ticket, self.document.remove_dkey(ticket.epoch(), name)).await?;
         if inode.writing || inode.size > self.shared.first_block() {
-            Array::open(&self.shared.targets, inode.object)?.punch(ticket.epoch()).await?;
+            Array::open(&self.shared.targets, inode.object)?.punch(turn.epoch()).await?;
         }
         Ok(())
     }
@@ -299,22 +294,21 @@ impl<T: Store> Directory<T> {
     /// Removes an empty directory.
     pub async fn rmdir(&self, name: &[u8]) -> Result<(), FsError> {
         check_name(name)?;
-        let ticket = self.shared.ticket()?;
         loop {
-            let inode = self.existing(ticket.epoch(), name).await?;
+            let inode = self.existing(self.read_epoch(), name).await?;
             let child = self.child(name, &inode)?;
             let keys = vec![
                 ((self.object(), None), false),
                 ((self.object(), Some(name.to_vec())), true),
                 ((child.object(), None), true),
             ];
-            let _guards = self.shared.locks.take_all(keys).await;
+            let turn = self.shared.turn(keys).await?;
             // Which directory has the name could change until the locks were held.
-            if self.inode(ticket.epoch(), name).await?.map(|inode| inode.object) != Some(child.object()) {
+            if self.inode(turn.epoch(), name).await?.map(|inode| inode.object) != Some(child.object()) {
                 continue;
             }
-            child.check_empty(ticket.epoch(), name).await?;
-            self.change(&ticket, self.document.remove_dkey(ticket.epoch(), name)).await?;
+            child.check_empty(turn.epoch(), name).await?;
+            self.change(&turn, self.document.remove_dkey(turn.epoch(), name)).await?;
             child.set_removed();
             return Ok(());
         }
@@ -351,20 +345,19 @@ impl<T: Store> Directory<T> {
     /// Changes attributes of an entry; links are not followed.
     pub async fn set_attributes(&self, name: &[u8], set: SetAttributes) -> Result<(), FsError> {
         check_name(name)?;
-        let ticket = self.shared.ticket()?;
-        let _guards = self.lock_entry(name).await;
-        let inode = self.existing(ticket.epoch(), name).await?;
+        let turn = self.lock_entry(name).await?;
+        let inode = self.existing(turn.epoch(), name).await?;
         if let Some(size) = set.size {
             match inode.file_type {
                 FileType::Directory => return Err(FsError::IsADirectory(shown(name))),
                 FileType::Symlink => {
                     return Err(FsError::Invalid(format!("{}: a symbolic link", shown(name))));
                 }
-                FileType::File => crate::file::truncate(self, &ticket, name, &inode, size).await?,
+                FileType::File => crate::file::truncate(self, &turn, name, &inode, size).await?,
             }
         }
         let place = Place { document: self.document.clone(), dkey: name.to_vec() };
-        self.write_attributes(&ticket, &place, &inode, set).await
+        self.write_attributes(turn.epoch(), &place, &inode, set).await
     }
 
     /// Changes attributes of the directory itself.
@@ -374,12 +367,12 @@ impl<T: Store> Directory<T> {
             return Err(FsError::IsADirectory(shown(&self.place.dkey)));
         }
         let inode = self.own_inode().await?;
-        self.write_attributes(&ticket, &self.place, &inode, set).await
+        self.write_attributes(ticket.epoch(), &self.place, &inode, set).await
     }
 
     async fn write_attributes(
         &self,
-        ticket: &Ticket,
+        epoch: Epoch,
         place: &Place<T>,
         inode: &Inode,
         set: SetAttributes,
@@ -398,7 +391,7 @@ impl<T: Store> Directory<T> {
         records.extend(gid.as_ref().map(|bytes| (akey::GID, &bytes[..])));
         records.extend(accessed.as_ref().map(|bytes| (akey::ATIME, &bytes[..])));
         records.extend(modified.as_ref().map(|bytes| (akey::MTIME, &bytes[..])));
-        Ok(place.document.update(ticket.epoch(), &place.dkey, &records).await?)
+        Ok(place.document.update(epoch, &place.dkey, &records).await?)
     }
 
     /// Lists names in lexical order (a directory over several shards: shard after shard), at most `names_max` at once.
@@ -425,15 +418,15 @@ impl<T: Store> Directory<T> {
         Ok(Page { items, next: page.next })
     }
 
-    pub(crate) async fn lock_entry(&self, name: &[u8]) -> Vec<Guard> {
+    async fn lock_entry(&self, name: &[u8]) -> Result<Turn, FsError> {
         let keys = vec![((self.object(), None), false), ((self.object(), Some(name.to_vec())), true)];
-        self.shared.locks.take_all(keys).await
+        self.shared.turn(keys).await
     }
 
     /// Changes an entry, and the directory's own times with it.
     pub(crate) async fn change(
         &self,
-        ticket: &Ticket,
+        turn: &Turn,
         change: impl Future<Output = Result<(), daos_dsr::client::DsrError>>,
     ) -> Result<(), FsError> {
         if !self.shared.options.directory_times || self.moves != self.shared.moves.get() {
@@ -442,7 +435,7 @@ impl<T: Store> Directory<T> {
         }
         let now = self.shared.now().to_le_bytes();
         let times: [Record<'_>; 2] = [(akey::MTIME, &now), (akey::CTIME, &now)];
-        let touch = self.place.document.update(ticket.epoch(), &self.place.dkey, &times);
+        let touch = self.place.document.update(turn.epoch(), &self.place.dkey, &times);
         let (changed, touched) = both(change, touch).await;
         changed?;
         Ok(touched?)

@@ -2,7 +2,9 @@
 //!
 //! # Invariants
 //!
-//! * An operation takes a [`Ticket`] at its start and writes into the ticket's epoch only.
+//! * An operation takes a [`Ticket`] when it holds its locks, and writes into the ticket's epoch only. So who has a lock writes
+//!   into the same epoch as whoever had it before, or a later one, and builds on what that one wrote.
+//! * Nobody waits for a lock while he holds a ticket under which he has written: a sync never waits for one who waits.
 //! * An epoch is closed once a later one has begun and no ticket of it is left; only then may it be committed.
 
 use std::{

@@ -66,6 +66,10 @@ pub enum FsError {
     /// An offset or size beyond what a file can have.
     #[error("{0}: file too large")]
     TooLarge(String),
+    /// A change ended half-way, so this mount changes and commits nothing any more. What it has not committed is discarded
+    /// when its container handle is closed; mount again and repeat it.
+    #[error("{0} ended half-way: nothing since the last sync can be committed; mount again and repeat it")]
+    HalfDone(String),
     /// The file system was mounted for reading only.
     #[error("the file system is mounted read-only")]
     ReadOnly,
@@ -97,6 +101,7 @@ impl FsError {
             Self::ReadOnly => errno::EROFS,
             Self::NotMountable(_) => errno::EINVAL,
             Self::Corrupt(_) => errno::EUCLEAN,
+            Self::HalfDone(_) => errno::EIO,
             // Numbers from 1000 on are this system's own and mean nothing to POSIX.
             Self::Storage(DsrError::Target { status, .. }) if (1..1000).contains(status) => *status,
             Self::Storage(_) => errno::EIO,

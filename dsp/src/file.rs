@@ -12,10 +12,10 @@ use daos_xstream::IoBuffer;
 use crate::{
     Directory, FileType, FsError, Inode,
     directory::{Place, both},
-    epochs::Ticket,
     error::shown,
     fs::{Shared, Store},
     layout::{WRITING, akey},
+    locks::Turn,
 };
 
 /// Most bytes of a file.
@@ -39,10 +39,28 @@ pub(crate) struct OpenFile<T> {
     array: Array<T>,
     /// Directory and name; `None` once the file is unlinked.
     place: RefCell<Option<Place<T>>>,
-    /// Whether the entry says that the array may reach beyond the stored size.
+    /// Whether this process has written into the entry that the array may reach beyond the stored size.
     writing: Cell<bool>,
+    /// Writes to the array that are under way.
+    writes: Cell<usize>,
     /// One more than the highest offset written to the array through this handle and not yet stored as size.
     end: Cell<u64>,
+}
+
+/// A write to the array, from before it looks at [`OpenFile::writing`] until it has noted how far it reached.
+struct ArrayWrite<'a>(&'a Cell<usize>);
+
+impl<'a> ArrayWrite<'a> {
+    fn begin(writes: &'a Cell<usize>) -> Self {
+        writes.set(writes.get() + 1);
+        Self(writes)
+    }
+}
+
+impl Drop for ArrayWrite<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// What an entry says about the bytes of its file.
@@ -82,7 +100,8 @@ impl<T: Store> File<T> {
             object: inode.object,
             array: Array::open(&shared.targets, inode.object)?,
             place: RefCell::new(Some(Place { document: parent.document.clone(), dkey: name.to_vec() })),
-            writing: Cell::new(inode.writing),
+            writing: Cell::new(false),
+            writes: Cell::new(0),
             end: Cell::new(0),
         });
         shared.open_files.borrow_mut().insert(key, Rc::downgrade(&open));
@@ -172,8 +191,8 @@ impl<T: Store> File<T> {
 
     async fn write_parts(&self, offset: u64, data: IoBuffer) -> Result<IoBuffer, (IoBuffer, FsError)> {
         let file = &self.0;
-        let (place, ticket) = match file.place().and_then(|place| Ok((place, file.shared.ticket()?))) {
-            Ok(both) => both,
+        let place = match file.place().and_then(|place| file.shared.check_writable().map(|()| place)) {
+            Ok(place) => place,
             Err(error) => return Err((data, error)),
         };
         if data.is_empty() {
@@ -184,9 +203,12 @@ impl<T: Store> File<T> {
         };
         let first_block = file.shared.first_block();
         if offset >= first_block {
-            if let Err(error) = file.begin_writing(&ticket).await {
-                return Err((data, error));
-            }
+            let _write = ArrayWrite::begin(&file.writes);
+            // The entry first: in no epoch does the array reach beyond what the entry admits.
+            let ticket = match file.begin_writing().await.and_then(|()| file.shared.ticket()) {
+                Ok(ticket) => ticket,
+                Err(error) => return Err((data, error)),
+            };
             let (data, result) = file.array.write(ticket.epoch(), offset, data).await;
             return match result {
                 Ok(()) => {
@@ -197,14 +219,18 @@ impl<T: Store> File<T> {
             };
         }
         let head = (first_block - offset).min(data.len() as u64) as usize;
+        let (place, turn) = match file.lock().await {
+            Ok(locked) => locked,
+            Err(error) => return Err((data, error)),
+        };
         if head < data.len() {
             let tail = IoBuffer::copy_of(&data.as_slice()[head..]);
-            let (_, result) = file.array.write(ticket.epoch(), first_block, tail).await;
+            let (_, result) = file.array.write(turn.epoch(), first_block, tail).await;
             if let Err(error) = result {
                 return Err((data, error.into()));
             }
         }
-        match file.write_first(&ticket, offset as usize, &data.as_slice()[..head], end).await {
+        match file.write_first(&place, &turn, offset as usize, &data.as_slice()[..head], end).await {
             Ok(()) => Ok(data),
             Err(error) => Err((data, error)),
         }
@@ -265,30 +291,29 @@ impl<T: Store> OpenFile<T> {
     }
 
     /// Notes in the entry that the array may reach beyond the stored size.
-    async fn begin_writing(&self, ticket: &Ticket) -> Result<(), FsError> {
+    async fn begin_writing(&self) -> Result<(), FsError> {
         if self.writing.get() {
             return Ok(());
         }
-        let place = self.lock().await?;
-        place
-            .0
-            .document
-            .update(ticket.epoch(), &place.0.dkey, &[(akey::FLAGS, &WRITING.to_le_bytes())])
-            .await?;
-        self.writing.set(true);
+        let (place, turn) = self.lock().await?;
+        if !self.writing.get() {
+            let records: [Record<'_>; 1] = [(akey::FLAGS, &WRITING.to_le_bytes())];
+            place.document.update(turn.epoch(), &place.dkey, &records).await?;
+            self.writing.set(true);
+        }
         Ok(())
     }
 
     /// Replaces a part of the first block and raises the size to `end`.
     async fn write_first(
         &self,
-        ticket: &Ticket,
+        place: &Place<T>,
+        turn: &Turn,
         offset: usize,
         data: &[u8],
         end: u64,
     ) -> Result<(), FsError> {
-        let (place, _guards) = self.lock().await?;
-        let mut content = self.content(&place, ticket.epoch(), &CONTENT).await?;
+        let mut content = self.content(place, turn.epoch(), &CONTENT).await?;
         let first = &mut content.first;
         if first.len() < offset + data.len() {
             first.resize(offset + data.len(), 0);
@@ -298,43 +323,54 @@ impl<T: Store> OpenFile<T> {
         let now = self.shared.now().to_le_bytes();
         let records: [Record<'_>; 4] =
             [(akey::DATA, first), (akey::SIZE, &size), (akey::MTIME, &now), (akey::CTIME, &now)];
-        Ok(place.document.update(ticket.epoch(), &place.dkey, &records).await?)
+        Ok(place.document.update(turn.epoch(), &place.dkey, &records).await?)
     }
 
-    /// Stores the size that was reached; if `last`, also that nobody writes any more.
-    pub(crate) async fn store_size(&self, last: bool) -> Result<(), FsError> {
+    /// Stores the size that was reached; if `last`, also that nobody writes any more, unless somebody has begun to.
+    pub(crate) async fn store_size(self: &Rc<Self>, last: bool) -> Result<(), FsError> {
         let stores = self.end.get() > 0 || last && self.writing.get();
         if !stores || self.place.borrow().is_none() {
             return Ok(());
         }
-        let ticket = self.shared.ticket()?;
-        let (place, _guards) = self.lock().await?;
-        let content = self.content(&place, ticket.epoch(), &CONTENT[..3]).await?;
+        let (place, turn) = self.lock().await?;
+        // The file may have been opened again until the lock was held. Who begins to write from here on finds the mark
+        // taken back, and waits for the lock to set it again.
+        let last = last && self.writes.get() == 0 && Rc::strong_count(self) == 1;
+        if last {
+            self.writing.set(false);
+        }
+        // If this fails the mark may still stand in the entry: readers ask the array then, which is right too.
+        self.store_size_in(&place, &turn, last).await
+    }
+
+    async fn store_size_in(&self, place: &Place<T>, turn: &Turn, last: bool) -> Result<(), FsError> {
+        let end = self.end.get();
+        let content = self.content(place, turn.epoch(), &CONTENT[..3]).await?;
         // Somebody else may have written before this handle was opened, and died.
         let reached = if content.writing { self.exact_size(&content).await? } else { content.size };
-        let size = reached.max(self.end.get()).to_le_bytes();
+        let size = reached.max(end).to_le_bytes();
         let now = self.shared.now().to_le_bytes();
         let flags = 0u32.to_le_bytes();
         let records: [Record<'_>; 4] =
             [(akey::SIZE, &size), (akey::MTIME, &now), (akey::CTIME, &now), (akey::FLAGS, &flags)];
         let records = if last { &records[..] } else { &records[..3] };
-        place.document.update(ticket.epoch(), &place.dkey, records).await?;
-        self.end.set(0);
-        if last {
-            self.writing.set(false);
+        place.document.update(turn.epoch(), &place.dkey, records).await?;
+        // A write that has ended meanwhile is stored next time.
+        if self.end.get() == end {
+            self.end.set(0);
         }
         Ok(())
     }
 
-    async fn lock(&self) -> Result<(Place<T>, Vec<crate::locks::Guard>), FsError> {
+    async fn lock(&self) -> Result<(Place<T>, Turn), FsError> {
         loop {
             let place = self.place()?;
             let key = (place.document.id(), Some(place.dkey.clone()));
-            let guards = self.shared.locks.take_all(vec![(key, true)]).await;
+            let turn = self.shared.turn(vec![(key, true)]).await?;
             // The file may have moved until the lock was held.
             let now = self.place()?;
             if now.document.id() == place.document.id() && now.dkey == place.dkey {
-                return Ok((place, guards));
+                return Ok((place, turn));
             }
         }
     }
@@ -343,7 +379,7 @@ impl<T: Store> OpenFile<T> {
 /// Cuts or extends a file; the caller holds the lock of its name.
 pub(crate) async fn truncate<T: Store>(
     parent: &Directory<T>,
-    ticket: &Ticket,
+    turn: &Turn,
     name: &[u8],
     inode: &Inode,
     size: u64,
@@ -357,9 +393,9 @@ pub(crate) async fn truncate<T: Store>(
     let current = parent.exact(inode.clone()).await?.size;
     if size < current && (inode.writing || current > first_block) {
         let array = Array::open(&shared.targets, inode.object)?;
-        array.punch_range(ticket.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
+        array.punch_range(turn.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
     }
-    let stored = document.fetch(ticket.epoch(), name, &[akey::DATA]).await?;
+    let stored = document.fetch(turn.epoch(), name, &[akey::DATA]).await?;
     let mut first = stored.into_iter().next().and_then(Fetched::value).unwrap_or_default();
     let bytes = size.to_le_bytes();
     let mut records: Vec<Record<'_>> = vec![(akey::SIZE, &bytes)];
@@ -371,5 +407,5 @@ pub(crate) async fn truncate<T: Store>(
     if let Some(open) = open {
         open.end.set(open.end.get().min(size));
     }
-    Ok(document.update(ticket.epoch(), name, &records).await?)
+    Ok(document.update(turn.epoch(), name, &records).await?)
 }

@@ -19,7 +19,7 @@ use crate::{
     ids::{FIRST_NUMBER, IdAllocator},
     inode::AKEYS,
     layout,
-    locks::Locks,
+    locks::{LockKey, Locks, Turn},
     path::{Last, Walked, walk},
     superblock::{FormatOptions, NEXT_NUMBER, PARAMETERS},
 };
@@ -60,6 +60,8 @@ pub(crate) struct Shared<T> {
     pub(crate) removed: RefCell<BTreeSet<ObjectId>>,
     pub(crate) open_files: RefCell<OpenFiles<T>>,
     syncing: Rc<Semaphore>,
+    /// What ended half-way.
+    half_done: RefCell<Option<String>>,
 }
 
 impl<T: Store> Shared<T> {
@@ -68,9 +70,38 @@ impl<T: Store> Shared<T> {
         self.options.read_at.unwrap_or_else(|| self.epochs.current())
     }
 
-    /// The right to change something.
+    /// Whether anything may be changed.
+    pub(crate) fn check_writable(&self) -> Result<(), FsError> {
+        match (self.options.read_at, &*self.half_done.borrow()) {
+            (Some(_), _) => Err(FsError::ReadOnly),
+            (None, Some(what)) => Err(FsError::HalfDone(what.clone())),
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// The right to change something that needs no lock.
     pub(crate) fn ticket(&self) -> Result<Ticket, FsError> {
-        if self.options.read_at.is_some() { Err(FsError::ReadOnly) } else { Ok(self.epochs.ticket()) }
+        self.check_writable()?;
+        Ok(self.epochs.ticket())
+    }
+
+    /// The right to change what is locked by `keys`.
+    pub(crate) async fn turn(&self, keys: Vec<(LockKey, bool)>) -> Result<Turn, FsError> {
+        self.check_writable()?;
+        let guards = self.locks.take_all(keys).await;
+        Ok(Turn::new(self.ticket()?, guards))
+    }
+
+    /// Stamp and number of a new object.
+    pub(crate) async fn new_id(&self) -> Result<(u64, u64), FsError> {
+        // What is allocated in an epoch may be used in later ones.
+        let ticket = self.ticket()?;
+        self.ids.allocate(ticket.epoch()).await
+    }
+
+    /// A change of several steps ended between two of them: the epoch under way must never be committed.
+    pub(crate) fn note_half_done(&self, what: String) {
+        self.half_done.borrow_mut().get_or_insert(what);
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -161,6 +192,7 @@ impl<T: Store> Fs<T> {
             removed: RefCell::default(),
             open_files: RefCell::default(),
             syncing: Semaphore::new(1),
+            half_done: RefCell::default(),
         })))
     }
 
@@ -182,16 +214,15 @@ impl<T: Store> Fs<T> {
     /// Makes every change that was complete before the call last: waits for the operations under way, flushes and commits
     /// their epoch. New operations go on meanwhile, in the next epoch. Returns the committed epoch.
     pub async fn sync(&self) -> Result<Epoch, FsError> {
-        if self.0.options.read_at.is_some() {
-            return Err(FsError::ReadOnly);
-        }
         let _one = self.0.syncing.acquire().await;
+        self.0.check_writable()?;
         let open: Vec<_> = self.0.open_files.borrow().values().filter_map(Weak::upgrade).collect();
         for file in open {
             file.store_size(false).await?;
         }
         let epoch = self.0.epochs.advance();
         self.0.epochs.closed(epoch).await;
+        self.0.check_writable()?;
         flush_and_commit(&self.0.targets, epoch).await?;
         Ok(epoch)
     }

@@ -7,8 +7,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
-use daos_types::ObjectId;
+use daos_types::{Epoch, ObjectId};
 use daos_xstream::sync::Notify;
+
+use crate::epochs::Ticket;
 
 /// What is locked: a directory as a whole (no name), or one of its names.
 pub(crate) type LockKey = (ObjectId, Option<Vec<u8>>);
@@ -24,6 +26,23 @@ struct State {
 /// The locks of one mount.
 #[derive(Clone, Default)]
 pub(crate) struct Locks(Rc<RefCell<BTreeMap<LockKey, State>>>);
+
+/// What an operation holds while it changes something: its locks, and the epoch that was current once it had them.
+pub(crate) struct Turn {
+    ticket: Ticket,
+    _guards: Vec<Guard>,
+}
+
+impl Turn {
+    pub(crate) fn new(ticket: Ticket, guards: Vec<Guard>) -> Self {
+        Self { ticket, _guards: guards }
+    }
+
+    /// The epoch to write into.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.ticket.epoch()
+    }
+}
 
 /// A lock that is held until this is dropped.
 pub(crate) struct Guard {

@@ -1,6 +1,11 @@
-//! Rename: clone the entry under its new name and unlink the old one, in one epoch.
+//! Rename: write the entry under its new name, over what is there, and unlink the old one, in one epoch.
+//!
+//! # Invariants
+//!
+//! * What is replaced is removed only after what replaces it is there.
+//! * A rename that ends between its steps is never committed.
 
-use daos_dsr::client::{Anchor, Fetched, Record};
+use daos_dsr::client::{Anchor, DsrError, Fetched, Record};
 use daos_types::Epoch;
 
 use crate::{
@@ -19,10 +24,10 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         return Err(FsError::Busy("the root directory, \".\" or \"..\"".to_owned()));
     };
     let shared = &from.parent.shared;
-    let ticket = shared.ticket()?;
-    let epoch = ticket.epoch();
+    shared.check_writable()?;
     check_name(from_name)?;
     loop {
+        let epoch = shared.read_epoch();
         let source = from.parent.inode(epoch, from_name).await?;
         let source = source.ok_or_else(|| FsError::NotFound(shown(from_name)))?;
         check_name(to_name)?;
@@ -55,7 +60,8 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         {
             keys.push(((target.object, None), true));
         }
-        let _guards = shared.locks.take_all(keys).await;
+        let turn = shared.turn(keys).await?;
+        let epoch = turn.epoch();
         from.parent.check_alive()?;
         to.parent.check_alive()?;
         let same = |now: &Option<Inode>, then: Option<&Inode>| {
@@ -69,13 +75,33 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         if shared.moves.get() != from.parent.moves().min(to.parent.moves()) {
             return Ok(false);
         }
+        let mut replaced_directory = None;
         if let Some(target) = &target_now {
-            make_room(&to, to_name, target, is_directory, epoch, &ticket).await?;
+            replaced_directory = check_replaceable(&to, to_name, target, is_directory, epoch).await?;
         }
         let from_place = (from.parent.object(), from_name.clone());
-        clone_entry(&from.parent, from_name, &to.parent, to_name, epoch).await?;
-        to.parent.change(&ticket, async { Ok(()) }).await?;
-        from.parent.change(&ticket, from.parent.document.remove_dkey(epoch, from_name)).await?;
+        let entry = read_entry(&from.parent, from_name, epoch).await?;
+        let in_the_way = akeys_of(&to.parent, to_name, epoch).await?;
+        // Times first: they may find no space, and are no loss.
+        to.parent.change(&turn, async { Ok(()) }).await?;
+        from.parent.change(&turn, async { Ok(()) }).await?;
+        let written = write_over(&to.parent, to_name, &entry, &in_the_way, epoch).await;
+        // A refusal has changed nothing; any other error leaves open what has happened.
+        if let Err(Step::First(DsrError::Target { .. })) = &written {
+            return written.map(|()| true).map_err(FsError::from);
+        }
+        let half_done = |error: FsError| {
+            shared.note_half_done(format!("moving {} to {}: {error}", shown(from_name), shown(to_name)));
+            error
+        };
+        written.map_err(FsError::from).map_err(half_done)?;
+        let removed = from.parent.document.remove_dkey(epoch, from_name).await;
+        removed.map_err(FsError::from).map_err(half_done)?;
+        match (replaced_directory, &target_now) {
+            (Some(directory), _) => directory.set_removed(),
+            (None, Some(target)) => to.parent.remove_content(&turn, to_name, target).await?,
+            (None, None) => {}
+        }
         if is_directory {
             shared.moves.set(shared.moves.get() + 1);
         }
@@ -90,48 +116,85 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
     }
 }
 
-/// Removes what is in the way, if it may be replaced.
-async fn make_room<T: Store>(
+/// Refuses what may not be replaced. A directory that will be is returned.
+async fn check_replaceable<T: Store>(
     to: &Walked<T>,
     name: &[u8],
     target: &Inode,
     is_directory: bool,
     epoch: Epoch,
-    ticket: &crate::epochs::Ticket,
-) -> Result<(), FsError> {
+) -> Result<Option<Directory<T>>, FsError> {
     match (is_directory, target.file_type == FileType::Directory) {
         (true, false) => Err(FsError::NotADirectory(shown(name))),
         (false, true) => Err(FsError::IsADirectory(shown(name))),
-        (false, false) => to.parent.remove_entry(ticket, name, target).await,
+        (false, false) => Ok(None),
         (true, true) => {
             let directory = to.parent.child(name, target)?;
             directory.check_empty(epoch, name).await?;
-            to.parent.document.remove_dkey(epoch, name).await?;
-            directory.set_removed();
-            Ok(())
+            Ok(Some(directory))
         }
     }
 }
 
-/// Copies all attributes of an entry, whatever they are.
-async fn clone_entry<T: Store>(
-    from: &Directory<T>,
-    from_name: &[u8],
-    to: &Directory<T>,
-    to_name: &[u8],
+async fn akeys_of<T: Store>(
+    parent: &Directory<T>,
+    name: &[u8],
     epoch: Epoch,
-) -> Result<(), FsError> {
-    let mut names: Vec<Vec<u8>> = Vec::new();
+) -> Result<Vec<Vec<u8>>, FsError> {
+    let mut names = Vec::new();
     let mut anchor = Some(Anchor::default());
     while let Some(next) = anchor {
-        let page = from.document.list_akeys(epoch, from_name, &next, 64).await?;
+        let page = parent.document.list_akeys(epoch, name, &next, 64).await?;
         names.extend(page.items);
         anchor = page.next;
     }
+    Ok(names)
+}
+
+/// All attributes of an entry, whatever they are.
+async fn read_entry<T: Store>(
+    parent: &Directory<T>,
+    name: &[u8],
+    epoch: Epoch,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, FsError> {
+    let names = akeys_of(parent, name, epoch).await?;
     let akeys: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-    let values: Vec<Option<Vec<u8>>> =
-        from.document.fetch(epoch, from_name, &akeys).await?.into_iter().map(Fetched::value).collect();
-    let records: Vec<Record<'_>> =
-        akeys.iter().zip(&values).filter_map(|(akey, value)| Some((*akey, value.as_deref()?))).collect();
-    Ok(to.document.update(epoch, to_name, &records).await?)
+    let values = parent.document.fetch(epoch, name, &akeys).await?.into_iter().map(Fetched::value);
+    Ok(names.iter().cloned().zip(values).filter_map(|(akey, value)| Some((akey, value?))).collect())
+}
+
+/// Which step of two failed.
+enum Step {
+    First(DsrError),
+    Second(DsrError),
+}
+
+impl From<Step> for FsError {
+    fn from(step: Step) -> Self {
+        match step {
+            Step::First(error) | Step::Second(error) => error.into(),
+        }
+    }
+}
+
+/// Writes an entry, then removes what its name held beyond that. The writing comes first, because it may find no space;
+/// removing may use what is kept in reserve.
+async fn write_over<T: Store>(
+    parent: &Directory<T>,
+    name: &[u8],
+    entry: &[(Vec<u8>, Vec<u8>)],
+    in_the_way: &[Vec<u8>],
+    epoch: Epoch,
+) -> Result<(), Step> {
+    let records: Vec<Record<'_>> = entry.iter().map(|(akey, value)| (&akey[..], &value[..])).collect();
+    parent.document.update(epoch, name, &records).await.map_err(Step::First)?;
+    let stale: Vec<&[u8]> = in_the_way
+        .iter()
+        .map(Vec::as_slice)
+        .filter(|akey| entry.iter().all(|(written, _)| written != akey))
+        .collect();
+    if stale.is_empty() {
+        return Ok(());
+    }
+    parent.document.remove(epoch, name, &stale).await.map_err(Step::Second)
 }

@@ -60,6 +60,7 @@ pub struct MemoryTargets {
     requests: Rc<Cell<u64>>,
     seed: Rc<Cell<u64>>,
     committed: Rc<Cell<Epoch>>,
+    full: Rc<Cell<bool>>,
 }
 
 impl MemoryTargets {
@@ -72,7 +73,13 @@ impl MemoryTargets {
             requests: Rc::default(),
             seed: Rc::new(Cell::new(seed)),
             committed: Rc::default(),
+            full: Rc::default(),
         }
+    }
+
+    /// Whether updates find no space; what removes something has a reserve.
+    pub fn set_full(&self, full: bool) {
+        self.full.set(full);
     }
 
     /// Gives the pool another map.
@@ -235,6 +242,10 @@ impl TargetObjects for MemoryTargets {
         records: &[Record<'_>],
     ) -> Result<(), DsrError> {
         self.begin_change(at, epoch).await?;
+        if self.full.get() {
+            let status = daos_xstream::rpc::Status::NO_SPACE.0;
+            return Err(DsrError::Target { status, message: "no space".to_owned() });
+        }
         let dkey = dkey.unwrap_or_default();
         self.with(at, |stored| {
             for (key, value) in records {

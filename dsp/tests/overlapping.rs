@@ -1,0 +1,119 @@
+//! Operations that overlap a sync, a close or one another: what was acknowledged is there, and nothing is half there.
+
+mod common;
+
+use common::{attributes, block_on, new_fs, options};
+use daos_dsp::{Fs, FsError, Options};
+use daos_xstream::join_all;
+
+/// Both at the same time.
+async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
+    type Boxed<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>;
+    let (mut first, mut second) = (None, None);
+    let work: [Boxed<'_>; 2] =
+        [Box::pin(async { first = Some(a.await) }), Box::pin(async { second = Some(b.await) })];
+    join_all(work).await;
+    (first.expect("it has ended"), second.expect("it has ended"))
+}
+
+/// Two writes to one first block, of which a sync puts one into the next epoch.
+#[test]
+fn writes_on_both_sides_of_a_sync_are_both_there() {
+    for seed in 0..200 {
+        let (_, fs) = new_fs(2, seed);
+        let block = u64::from(fs.superblock().options.first_block_bytes);
+        let file = block_on(fs.create("/f", attributes())).unwrap();
+        block_on(file.write_at(0, b"start")).unwrap();
+        block_on(fs.sync()).unwrap();
+        let across = vec![b'A'; 1000];
+        let writes_and_sync =
+            both(both(file.write_at(block - 500, &across), fs.sync()), file.write_at(10, b"BBBB"));
+        let ((across_written, synced), written) = block_on(writes_and_sync);
+        across_written.unwrap();
+        synced.unwrap();
+        written.unwrap();
+        block_on(fs.sync()).unwrap();
+        let bytes = block_on(fs.read_file("/f")).unwrap();
+        assert_eq!(bytes.len() as u64, block + 500, "seed {seed}");
+        assert!(bytes[block as usize - 500..].iter().all(|byte| *byte == b'A'), "seed {seed}");
+        assert_eq!(&bytes[10..14], b"BBBB", "seed {seed}");
+    }
+}
+
+#[test]
+fn of_two_that_make_a_name_around_a_sync_one_succeeds() {
+    for seed in 0..200 {
+        let (_, fs) = new_fs(2, seed);
+        let make = async |text: &'static [u8]| {
+            let file = fs.create("/x", attributes()).await?;
+            file.write_at(0, text).await
+        };
+        let ((first, synced), second) = block_on(both(both(make(b"first"), fs.sync()), make(b"second")));
+        synced.unwrap();
+        let made = [&first, &second].iter().filter(|made| made.is_ok()).count();
+        assert_eq!(made, 1, "seed {seed}: {first:?} {second:?}");
+    }
+}
+
+/// The close of a file stores its size while somebody opens it again and writes further.
+#[test]
+fn a_close_does_not_hide_what_is_written_meanwhile() {
+    for seed in 0..300 {
+        let (_, fs) = new_fs(2, seed);
+        let file = block_on(fs.create("/f", attributes())).unwrap();
+        block_on(file.write_at(100_000, b"old")).unwrap();
+        let write_again = async {
+            let again = fs.open("/f").await?;
+            again.write_at(1_000_000, b"precious").await?;
+            again.close().await
+        };
+        let (closed, wrote) = block_on(both(file.close(), write_again));
+        closed.unwrap();
+        wrote.unwrap();
+        block_on(fs.sync()).unwrap();
+        let bytes = block_on(fs.read_file("/f")).unwrap();
+        assert_eq!(bytes.len(), 1_000_008, "seed {seed}");
+        assert!(bytes.ends_with(b"precious"), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_rename_that_finds_no_space_leaves_both_names_as_they_were() {
+    for directory_times in [false, true] {
+        let (pool, fs) = new_fs(2, 3);
+        for (name, data) in [("/config", &b"the old content"[..]), ("/config.new", b"new")] {
+            let file = block_on(fs.create(name, attributes())).unwrap();
+            block_on(file.write_at(0, data)).unwrap();
+            block_on(file.close()).unwrap();
+        }
+        block_on(fs.sync()).unwrap();
+        pool.set_full(true);
+        let full = block_on(Fs::mount(&pool, Options { directory_times, ..options(5) })).unwrap();
+        let refused = block_on(full.rename("/config.new", "/config"));
+        assert!(matches!(refused, Err(FsError::Storage(_))), "{refused:?}");
+        block_on(full.sync()).unwrap();
+        assert_eq!(block_on(full.read_file("/config")).unwrap(), b"the old content");
+        assert_eq!(block_on(full.read_file("/config.new")).unwrap(), b"new");
+        pool.set_full(false);
+        block_on(full.rename("/config.new", "/config")).unwrap();
+        assert_eq!(block_on(full.read_file("/config")).unwrap(), b"new");
+        assert!(matches!(block_on(full.stat("/config.new")), Err(FsError::NotFound(_))));
+    }
+}
+
+/// Nothing of what a name held before shows through what replaces it.
+#[test]
+fn a_replaced_entry_leaves_nothing_behind() {
+    let (_, fs) = new_fs(2, 4);
+    let long = block_on(fs.create("/long", attributes())).unwrap();
+    block_on(long.write_at(0, &[7; 9000])).unwrap();
+    block_on(long.close()).unwrap();
+    block_on(fs.symlink("/long", "/link", attributes())).unwrap();
+    for name in ["/long", "/link"] {
+        let empty = block_on(fs.create("/empty", attributes())).unwrap();
+        block_on(empty.close()).unwrap();
+        block_on(fs.rename("/empty", name)).unwrap();
+        block_on(fs.truncate(name, 10_000)).unwrap();
+        assert_eq!(block_on(fs.read_file(name)).unwrap(), vec![0; 10_000], "{name}");
+    }
+}
