@@ -384,7 +384,7 @@ impl<E: Env> Pool<E> {
                 None => 0,
                 Some(blocks) => {
                     let used = blocks.space.borrow().used_blocks(&heap).map_err(from_heap)?;
-                    root.block_bytes.saturating_sub(used * BLOCK_BYTES as u64)
+                    root.block_bytes.saturating_sub(used.saturating_mul(BLOCK_BYTES as u64))
                 }
             },
             containers: root.container_count,
