@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use daos_xstream::Bug;
 use daos_xstream_sim::Config;
 
 /// What happens to the engine's media, beside crashes.
@@ -68,6 +69,12 @@ impl Dice {
 }
 
 impl Plan {
+    /// The same for longer, with what it takes to see a planted bug.
+    pub fn that_provokes(self, bug: Bug) -> Self {
+        let storage = if bug == Bug::SkippedChecksum { Storage::Decaying } else { self.storage };
+        Self { rounds: self.rounds * 3, faults: self.faults * 3, storage, ..self }
+    }
+
     /// The plan of a seed.
     pub fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);

@@ -73,7 +73,11 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 }
 
 fn run_cluster(seed: u64, options: Options) -> Outcome {
-    let cluster = Cluster::new(seed, Plan::new(seed), options.log);
+    let plan = match options.planted {
+        Some(bug) => Plan::new(seed).that_provokes(bug),
+        None => Plan::new(seed),
+    };
+    let cluster = Cluster::new(seed, plan, options.log);
     if options.log {
         cluster.shared.log(|| format!("{:?}", cluster.shared.plan));
     }
