@@ -39,6 +39,8 @@ pub struct Config {
     pub log_file: Option<PathBuf>,
     /// Whether the storage is formatted when it is empty, without an administrator's command.
     pub format_when_empty: bool,
+    /// Users who may manage pools, besides root and the user who runs the engine.
+    pub administrators: Vec<u32>,
 }
 
 /// Which fabrics serve clients.
@@ -90,6 +92,8 @@ struct ServerFile {
     #[serde(default = "default_log_mask")]
     control_log_mask: String,
     control_log_file: Option<PathBuf>,
+    #[serde(default)]
+    administrators: Vec<u32>,
     engines: Vec<EngineSection>,
 }
 
@@ -199,6 +203,7 @@ impl Config {
             log_mask: engine.log_mask.unwrap_or(file.control_log_mask).to_lowercase(),
             log_file: engine.log_file.or(file.control_log_file),
             format_when_empty: false,
+            administrators: file.administrators,
         };
         config.checked(place)
     }
@@ -223,6 +228,7 @@ impl Config {
             log_mask: default_log_mask(),
             log_file: None,
             format_when_empty: true,
+            administrators: Vec::new(),
         }
         .checked("--dev")
     }
@@ -312,6 +318,15 @@ engines:
         assert_eq!(config.fabrics.network.unwrap().provider, "tcp;ofi_rxm");
         assert_eq!((config.telemetry_port, config.log_mask.as_str()), (Some(9191), "info"));
         assert!(!config.format_when_empty);
+        assert!(config.administrators.is_empty());
+    }
+
+    #[test]
+    fn administrators_are_named_by_number() {
+        let text = FILE.replace("telemetry_port: 9191", "administrators: [1000, 1001]");
+        assert_eq!(parse(&text).unwrap().administrators, [1000, 1001]);
+        let error = parse(&FILE.replace("telemetry_port: 9191", "administrators: [alice]")).unwrap_err();
+        assert!(error.contains("administrators") || error.contains("u32"), "{error}");
     }
 
     #[test]

@@ -27,11 +27,20 @@ pub async fn start(
         media: MediaKind::Wal,
         bytes: per_target * u64::from(superblock.targets),
         trust_stated_identity: config.format_when_empty,
-        administrators: None,
+        administrators: Some(administrators(config)),
         grace: HANDLE_GRACE,
         grace_verified: HANDLE_GRACE_VERIFIED,
     };
     Ok(service::start(env, endpoint, config).await?)
+}
+
+/// The users who may manage pools: root, who runs the engine, and whom its server file names.
+fn administrators(config: &Config) -> Vec<u32> {
+    let mut users = vec![0, rustix::process::geteuid().as_raw()];
+    users.extend(&config.administrators);
+    users.sort_unstable();
+    users.dedup();
+    users
 }
 
 /// Closes what the services have open, so that the next start has nothing to replay.

@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::{
     Batch, Table,
     control::{Ask, Control, answer},
+    rdb::is_reserved,
     records::{self, ContainerRecord, Kind},
-    refusal::Refusal,
+    refusal::{Refusal, reserved},
     state::{ContainerState, OpenHandle, PoolState, permit},
     target::{all_or_first_error, on_all_targets},
 };
@@ -85,6 +86,7 @@ impl<E: Env> Control<E> {
 
     async fn container_create(&self, ask: &Ask<E>) -> Result<(), Refusal> {
         let request: ContainerCreate = ask.body()?;
+        unless_reserved(&Name::Uuid(request.uuid))?;
         let pool = self.pool_of(ask.handle, &ask.responder)?;
         {
             let mut tables = pool.tables.borrow_mut();
@@ -121,6 +123,7 @@ impl<E: Env> Control<E> {
 
     async fn container_destroy(&self, ask: &Ask<E>) -> Result<(), Refusal> {
         let request: ContainerDestroy = ask.body()?;
+        unless_reserved(&request.container)?;
         let pool = self.pool_of(ask.handle, &ask.responder)?;
         let (container, handles) = {
             let mut tables = pool.tables.borrow_mut();
@@ -194,6 +197,9 @@ impl<E: Env> Control<E> {
         if ask.handle.is_nil() {
             return Err(Refusal::new(Status::INVALID, "a handle needs a UUID"));
         }
+        unless_reserved(&request.container)?;
+        let named = pool.tables.borrow().container_named(&request.container);
+        self.unless_taken(ask.handle, pool.uuid, Some(named.unwrap_or_default()))?;
         let container = {
             let tables = &mut *pool.tables.borrow_mut();
             let pool_handle = tables.pool_handle(request.pool_handle, Capabilities::READ)?.clone();
@@ -204,12 +210,7 @@ impl<E: Env> Control<E> {
                 );
                 Refusal::new(Status::NOT_FOUND, message)
             };
-            let container = tables.container_named(&request.container).ok_or_else(missing)?;
-            if let Some(open) = tables.container_of.get(&ask.handle)
-                && *open != container
-            {
-                return Err(Refusal::new(Status::EXISTS, "the handle is open for another container"));
-            }
+            let container = named.ok_or_else(missing)?;
             let state = tables.container(container)?;
             if state.closing {
                 return Err(missing());
@@ -247,7 +248,7 @@ impl<E: Env> Control<E> {
                 tables.container(container)?.handles.remove(&ask.handle);
                 return Err(refusal);
             }
-            tables.container_of.insert(ask.handle, container);
+            tables.add_open(ask.handle, container, request.pool_handle);
         }
         self.used(&pool, ask.handle, &ask.responder);
         pool.rdb.settled().await?;
@@ -315,9 +316,7 @@ impl<E: Env> Control<E> {
         closed?;
         {
             let mut tables = pool.tables.borrow_mut();
-            tables.container(info.container)?.handles.remove(&handle);
-            tables.container_of.remove(&handle);
-            tables.owners.remove(&handle);
+            tables.remove_open(handle);
         }
         pool.rdb.settled().await?;
         pool.committed.notify_all();
@@ -353,5 +352,13 @@ impl<E: Env> Control<E> {
             handles: state.handles.len() as u64,
             snapshots: state.epochs.snapshots().count() as u64,
         })
+    }
+}
+
+/// Refuses what clients ask of the container that holds the pool's metadata.
+fn unless_reserved(name: &Name) -> Result<(), Refusal> {
+    match name {
+        Name::Uuid(uuid) if is_reserved(*uuid) => Err(reserved()),
+        _ => Ok(()),
     }
 }

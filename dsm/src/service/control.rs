@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
+    ops::Bound::{Excluded, Unbounded},
     rc::Rc,
     time::Duration,
 };
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use super::{
     object::ObjectService,
     refusal::Refusal,
-    state::{Owner, PoolState},
+    state::{Owner, PoolState, Tables},
     target::{HandleInfo, Target, all_or_first_error, on_all_targets, pool_directory},
 };
 use crate::{
@@ -32,6 +33,8 @@ use crate::{
 pub(super) const MARKER: &str = "ready";
 /// How soon an eviction that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Handles looked at for eviction before others have their turn.
+const HANDLES_AT_ONCE: usize = 64;
 
 /// How the services behave.
 #[derive(Clone, Debug)]
@@ -294,6 +297,27 @@ impl<E: Env> Control<E> {
         Ok(pool)
     }
 
+    /// Refuses the UUID of a new pool handle of `pool` (or with `container` of a container handle there) that is in use
+    /// for another handle, in this pool or in any other: a UUID alone says which handle is meant.
+    pub(super) fn unless_taken(
+        &self,
+        handle: Uuid,
+        pool: Uuid,
+        container: Option<Uuid>,
+    ) -> Result<(), Refusal> {
+        for other in self.pools.borrow().values() {
+            let tables = other.tables.borrow();
+            let here = other.uuid == pool;
+            let pool_handle = tables.handles.contains_key(&handle) && !(here && container.is_none());
+            let open_for = tables.container_of.get(&handle);
+            let container_handle = open_for.is_some_and(|open_for| !(here && container == Some(*open_for)));
+            if pool_handle || container_handle {
+                return Err(Refusal::new(Status::EXISTS, "the UUID is in use for another handle"));
+            }
+        }
+        Ok(())
+    }
+
     /// Notes that the peer of `responder` uses a handle.
     pub(super) fn used(&self, pool: &PoolState<E>, handle: Uuid, responder: &Responder<E>) {
         let gone_since = (!responder.is_wanted()).then(|| self.env.clock().now());
@@ -319,45 +343,60 @@ impl<E: Env> Control<E> {
     /// Evicts, for ever, what nobody has used for its time of grace.
     async fn sweep(&self) {
         loop {
-            let now = self.env.clock().now();
             let mut next = Time::NEVER;
-            let mut due = Vec::new();
-            for pool in self.pools.borrow().values() {
-                for (handle, owner) in &pool.tables.borrow().owners {
-                    match self.end_of_grace(pool, *handle, owner) {
-                        end if end <= now => due.push((pool.clone(), *handle)),
-                        end => next = next.min(end),
-                    }
-                }
-            }
-            for (pool, handle) in &due {
-                self.evict_unused(pool, *handle).await;
-            }
-            if !due.is_empty() {
-                // What could not be evicted is tried again after a while.
-                next = next.min(self.env.clock().now() + RETRY_INTERVAL);
+            let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+            for pool in pools {
+                next = next.min(self.sweep_pool(&pool).await);
             }
             let _ = race(self.lost.notified(), self.env.clock().sleep_until(next)).await;
         }
     }
 
+    /// Evicts a pool's handles that are due, some at a time; returns when the next one is.
+    async fn sweep_pool(&self, pool: &Rc<PoolState<E>>) -> Time {
+        let (mut next, mut after) = (Time::NEVER, Unbounded);
+        loop {
+            let now = self.env.clock().now();
+            let (mut due, mut last) = (Vec::new(), None);
+            for (handle, owner) in pool.tables.borrow().owners.range((after, Unbounded)).take(HANDLES_AT_ONCE)
+            {
+                last = Some(*handle);
+                match self.end_of_grace(pool, *handle, owner) {
+                    end if end <= now => due.push(*handle),
+                    end => next = next.min(end),
+                }
+            }
+            for handle in due {
+                self.evict_unused(pool, handle).await;
+                // What could not be evicted is tried again after a while.
+                next = next.min(self.env.clock().now() + RETRY_INTERVAL);
+            }
+            let Some(last) = last else { return next };
+            after = Excluded(last);
+            self.env.scheduler().yield_now().await;
+        }
+    }
+
     /// When a handle is to be evicted; [`Time::NEVER`] while somebody uses it, or if others may.
     fn end_of_grace(&self, pool: &PoolState<E>, handle: Uuid, owner: &Owner) -> Time {
-        let Some(since) = owner.gone_since else { return Time::NEVER };
         let tables = pool.tables.borrow();
+        let own = self.end_of_own_grace(&tables, handle, owner);
+        // A pool handle goes after the last container handle that was opened with it. A client may use nothing else for
+        // ever, and an evicted pool handle takes them all away. One step down and no further: UUIDs of handles are the
+        // clients' choice, and pools made before that was checked may name them in a circle.
+        let ends = tables.opened_with(handle).filter_map(|other| {
+            tables.owners.get(&other).map(|owner| self.end_of_own_grace(&tables, other, owner))
+        });
+        ends.fold(own, Time::max)
+    }
+
+    /// The same, whatever was opened with it.
+    fn end_of_own_grace(&self, tables: &Tables, handle: Uuid, owner: &Owner) -> Time {
+        let Some(since) = owner.gone_since else { return Time::NEVER };
         if tables.open_handle(handle).is_ok_and(|(_, open)| open.shared) {
             return Time::NEVER;
         }
-        let own = since + if owner.verified { self.config.grace_verified } else { self.config.grace };
-        // A pool handle goes after the last container handle that was opened with it. A client may use nothing else for
-        // ever, and an evicted pool handle takes them all away.
-        let opened_with_it = tables
-            .container_of
-            .keys()
-            .filter(|other| tables.open_handle(**other).is_ok_and(|(_, open)| open.pool_handle == handle));
-        let ends = opened_with_it
-            .filter_map(|other| tables.owners.get(other).map(|owner| self.end_of_grace(pool, *other, owner)));
-        ends.fold(own, Time::max)
+        since + if owner.verified { self.config.grace_verified } else { self.config.grace }
     }
 
     /// Evicts a handle, unless its user has come back meanwhile. Trouble is left to the next sweep.

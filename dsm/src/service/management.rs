@@ -68,7 +68,12 @@ impl<E: Env> Control<E> {
         let identity = self.identity(&ask.responder, stated)?;
         match &self.config.administrators {
             Some(users) if !users.contains(&identity.uid) => {
-                let message = format!("user {} may not manage this engine", identity.uid);
+                let users: Vec<_> = users.iter().map(u32::to_string).collect();
+                let message = format!(
+                    "not permitted: user {} may not manage this engine; these user IDs may: {}",
+                    identity.uid,
+                    users.join(", ")
+                );
                 Err(Refusal::new(Status::NOT_PERMITTED, message))
             }
             _ => Ok(identity),

@@ -51,6 +51,7 @@ impl<E: Env> Control<E> {
         if pool.tables.borrow().leaving.contains(&ask.handle) {
             return Err(Refusal::new(Status::BAD_HANDLE, "the pool handle is being closed"));
         }
+        self.unless_taken(ask.handle, pool.uuid, None)?;
         let granted = pool.tables.borrow().record.ownership.grants(identity);
         permit(granted, request.capabilities.with(Capabilities::READ)).map_err(|refusal| Refusal {
             status: Status::ACCESS_DENIED,
@@ -83,16 +84,7 @@ impl<E: Env> Control<E> {
     }
 
     async fn disconnect_everywhere(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
-        let opened_with_it: Vec<_> = {
-            let tables = pool.tables.borrow();
-            let open = tables.container_of.iter().filter(|(other, container)| {
-                let state = tables.containers.get(container);
-                state
-                    .and_then(|state| state.handles.get(other))
-                    .is_some_and(|open| open.pool_handle == handle)
-            });
-            open.map(|(other, _)| *other).collect()
-        };
+        let opened_with_it: Vec<_> = pool.tables.borrow().opened_with(handle).collect();
         for container_handle in opened_with_it {
             self.close(pool, container_handle).await?;
         }
@@ -102,7 +94,7 @@ impl<E: Env> Control<E> {
         {
             let mut tables = pool.tables.borrow_mut();
             tables.handles.remove(&handle);
-            tables.owners.remove(&handle);
+            tables.forget_owner(handle);
         }
         Ok(pool.rdb.settled().await?)
     }

@@ -30,6 +30,11 @@ const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 0, kind: WriterK
 const REMOVALS_BEFORE_SWEEP: u32 = 1024;
 const SCAN_LIMIT: usize = 128;
 
+/// Whether this is the container that no client may reach, by whatever name.
+pub fn is_reserved(container: Uuid) -> bool {
+    container == CONTAINER
+}
+
 /// A record.
 pub type KeyAndValue = (Vec<u8>, Vec<u8>);
 

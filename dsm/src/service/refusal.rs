@@ -40,6 +40,11 @@ impl From<Status> for Refusal {
     }
 }
 
+/// What a client is told that reaches for the container with the pool's own metadata.
+pub fn reserved() -> Refusal {
+    Refusal::new(Status::NOT_PERMITTED, "this container is the pool's own: no client may use its UUID")
+}
+
 /// The code of an error of the store.
 pub fn vos_status(error: &VosError) -> Status {
     match error {

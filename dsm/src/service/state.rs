@@ -17,7 +17,7 @@ use daos_xstream::{Env, PeerId, Time, rpc::Status, sync::Notify};
 use uuid::Uuid;
 
 use super::{
-    rdb::{Batch, Rdb, Table},
+    rdb::{Batch, Rdb, Table, is_reserved},
     records::{self, ContainerRecord, HandleRecord, Kind, PoolHandleRecord, PoolRecord},
     refusal::Refusal,
     target::HandleInfo,
@@ -55,6 +55,8 @@ pub struct Tables {
     pub containers: BTreeMap<Uuid, ContainerState>,
     /// Container of each open container handle.
     pub container_of: BTreeMap<Uuid, Uuid>,
+    /// Pool handle and container handle, of each open container handle.
+    opened_with: BTreeSet<(Uuid, Uuid)>,
     /// Who uses the handles, pool and container handles alike.
     pub owners: BTreeMap<Uuid, Owner>,
 }
@@ -105,6 +107,7 @@ impl<E: Env> PoolState<E> {
             leaving: BTreeSet::new(),
             containers: BTreeMap::new(),
             container_of: BTreeMap::new(),
+            opened_with: BTreeSet::new(),
             owners: BTreeMap::new(),
         };
         Rc::new(Self { uuid, rdb, tables: RefCell::new(tables), committed: Notify::new() })
@@ -136,7 +139,7 @@ impl<E: Env> PoolState<E> {
                 let HandleRecord { pool_handle, capabilities, shared, epochs: own } = stored;
                 handles.insert(handle, OpenHandle { pool_handle, capabilities, shared, closing: false });
                 epochs.push((handle, own));
-                tables.container_of.insert(handle, container);
+                tables.add_open(handle, container, pool_handle);
                 tables.owners.insert(handle, unused);
             }
             let prefix = records::key(Kind::Snapshot, &[container.as_bytes()]);
@@ -223,14 +226,46 @@ impl Tables {
             .ok_or_else(|| Refusal::new(Status::NOT_FOUND, format!("the pool has no container {uuid}")))
     }
 
-    /// The container of this name.
+    /// The container of this name. The reserved one has none.
     pub fn container_named(&self, name: &Name) -> Option<Uuid> {
-        match name {
+        let found = match name {
             Name::Uuid(uuid) => self.containers.contains_key(uuid).then_some(*uuid),
             Name::Label(label) => {
                 let named = |state: &ContainerState| state.record.label.as_ref() == Some(label);
                 self.containers.iter().find(|(_, state)| named(state)).map(|(uuid, _)| *uuid)
             }
+        };
+        found.filter(|uuid| !is_reserved(*uuid))
+    }
+
+    /// The container handles that were opened with a pool handle.
+    pub fn opened_with(&self, pool_handle: Uuid) -> impl Iterator<Item = Uuid> {
+        let range = (pool_handle, Uuid::nil())..=(pool_handle, Uuid::max());
+        self.opened_with.range(range).map(|(_, handle)| *handle)
+    }
+
+    /// Adds the container handle that a pool handle has opened.
+    pub fn add_open(&mut self, handle: Uuid, container: Uuid, pool_handle: Uuid) {
+        self.container_of.insert(handle, container);
+        self.opened_with.insert((pool_handle, handle));
+    }
+
+    /// Takes a container handle out.
+    pub fn remove_open(&mut self, handle: Uuid) {
+        let container = self.container_of.remove(&handle);
+        let open = container
+            .and_then(|container| self.containers.get_mut(&container))
+            .and_then(|state| state.handles.remove(&handle));
+        if let Some(open) = open {
+            self.opened_with.remove(&(open.pool_handle, handle));
+        }
+        self.forget_owner(handle);
+    }
+
+    /// Forgets who used a handle that is gone. Pools made before the UUIDs of handles were checked may have two of one.
+    pub fn forget_owner(&mut self, handle: Uuid) {
+        if !self.handles.contains_key(&handle) && !self.container_of.contains_key(&handle) {
+            self.owners.remove(&handle);
         }
     }
 

@@ -24,7 +24,11 @@ use daos_xstream::{
 };
 use uuid::Uuid;
 
-use super::{control::Control, refusal::Refusal};
+use super::{
+    control::Control,
+    rdb::is_reserved,
+    refusal::{Refusal, reserved},
+};
 use crate::access::Capabilities;
 
 /// Revoked handles that are remembered: more than can be asked about at one time.
@@ -341,7 +345,13 @@ impl<E: Env> Target<E> {
         if self.revoked.borrow().0.contains(&info.handle) {
             return Err(Refusal::new(Status::BAD_HANDLE, "the handle was closed"));
         }
+        if is_reserved(info.container) {
+            return Err(reserved());
+        }
         if let Some(handle) = self.handle(info.handle) {
+            if (handle.pool, handle.container_uuid) != (info.pool, info.container) {
+                return Err(Refusal::new(Status::EXISTS, "the handle is open for another container"));
+            }
             handle.lhe.set(info.lhe);
             return Ok(handle);
         }
@@ -419,7 +429,10 @@ impl<E: Env> Target<E> {
 
     /// Destroys a container's store, after revoking what is left of its handles; durable on return.
     pub async fn container_destroy(&self, pool: Uuid, container: Uuid) -> Result<(), Refusal> {
-        let handles = self.handles_where(|handle| handle.container_uuid == container);
+        if is_reserved(container) {
+            return Err(reserved());
+        }
+        let handles = self.handles_where(|handle| handle.pool == pool && handle.container_uuid == container);
         handles.into_iter().for_each(|handle| self.revoke(handle));
         let vpool = self.vpool(pool)?;
         let sealed = vpool.container_destroy(container).await?;

@@ -16,7 +16,10 @@ use daos_dsm::{
     service::{self, ServiceConfig},
 };
 use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
-use daos_xstream::rpc::{Endpoint, EndpointConfig};
+use daos_xstream::{
+    Address,
+    rpc::{Endpoint, EndpointConfig},
+};
 use daos_xstream_sim::{Config, Loss, Node, SimEnv, Simulation};
 
 pub const POOL_BYTES: u64 = 64 << 20;
@@ -79,8 +82,8 @@ impl Cluster {
                 let endpoint =
                     Endpoint::of(&env).unwrap_or_else(|| Endpoint::new(&env, EndpointConfig::default()));
                 let caller = Caller::new(endpoint, ClientConfig::new(Identity { uid: 1000, gid: 1000 }));
-                let service = Service::new(caller.clone(), vec![address]);
-                task(Client { caller, service })
+                let service = Service::new(caller.clone(), vec![address.clone()]);
+                task(Client { caller, service, address })
             })
             .expect("the task ends")
     }
@@ -90,6 +93,8 @@ impl Cluster {
 pub struct Client {
     pub caller: Caller<SimEnv>,
     pub service: Service<SimEnv>,
+    /// Where the engine's first xstream is.
+    pub address: Address,
 }
 
 impl Client {

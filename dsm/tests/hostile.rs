@@ -1,0 +1,247 @@
+//! A hostile client: requests that a proper one would never send, made by hand. What must not happen is that it reaches
+//! what is not its own, or that the engine stops serving others.
+#![cfg(feature = "service")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::*;
+use daos_dsm::{
+    access::{Capabilities, Identity},
+    client::{OpenOptions, PoolSpec},
+    rpc::{
+        self, container,
+        control::{self, *},
+        management,
+        object::{self, UpdateRecord, encode_update},
+        pool,
+    },
+};
+use daos_types::Epoch;
+use daos_xstream::{
+    PeerId,
+    rpc::{Call, Endpoint, Opcode, RpcError, Status},
+};
+use daos_xstream_sim::{Loss, SimEnv};
+use uuid::Uuid;
+
+/// The container with a pool's metadata.
+const RESERVED: Uuid = Uuid::from_u128(0xda05_0000_0000_0000_0000_0000_0000_0001);
+
+/// A connection to the engine over which anything can be sent.
+#[derive(Clone)]
+struct Hostile {
+    endpoint: Endpoint<SimEnv>,
+    peer: PeerId,
+}
+
+impl Hostile {
+    async fn new(client: &Client) -> Self {
+        let endpoint = client.caller.endpoint().clone();
+        let peer = endpoint.connect(&client.address).await.unwrap();
+        Self { endpoint, peer }
+    }
+
+    async fn send(&self, opcode: Opcode, handle: Uuid, body: &[u8]) -> Result<Vec<u8>, RpcError> {
+        let call = Call { opcode, handle, ..Call::default() };
+        self.endpoint.call(self.peer, &call, &[body]).await.map(|reply| reply.body().to_vec())
+    }
+
+    async fn pool<B: serde::Serialize>(&self, procedure: u8, handle: Uuid, body: &B) -> Result<(), RpcError> {
+        let opcode = Opcode::new(rpc::module::POOL, procedure);
+        self.send(opcode, handle, &control::encode(body)).await.map(drop)
+    }
+
+    async fn container<B: serde::Serialize>(
+        &self,
+        procedure: u8,
+        handle: Uuid,
+        body: &B,
+    ) -> Result<(), RpcError> {
+        let opcode = Opcode::new(rpc::module::CONTAINER, procedure);
+        self.send(opcode, handle, &control::encode(body)).await.map(drop)
+    }
+
+    async fn connect(&self, pool: &str, handle: Uuid) -> Result<(), RpcError> {
+        let capabilities = Capabilities::READ.with(Capabilities::WRITE);
+        let identity = Identity { uid: 1000, gid: 1000 };
+        self.pool(pool::CONNECT, handle, &PoolConnect { pool: name(pool), identity, capabilities }).await
+    }
+
+    async fn open(&self, pool_handle: Uuid, container: Name, handle: Uuid) -> Result<(), RpcError> {
+        let capabilities = Capabilities::READ.with(Capabilities::WRITE);
+        let request = ContainerOpen { pool_handle, container, capabilities, hold: true, shared: false };
+        self.container(container::OPEN, handle, &request).await
+    }
+}
+
+fn uuid(number: u128) -> Uuid {
+    Uuid::from_u128(number)
+}
+
+fn status<T: std::fmt::Debug>(result: Result<T, RpcError>) -> Status {
+    match result {
+        Err(RpcError::Refused { status, .. }) => status,
+        other => panic!("not refused, but {other:?}"),
+    }
+}
+
+/// Whether the engine serves somebody else.
+fn assert_serves(cluster: &Cluster) {
+    cluster.run(&cluster.client(), |client| async move {
+        client.open(OpenOptions::WRITE).await.close().await.expect("closed");
+    });
+}
+
+/// A circle of handles made the engine follow it for ever, and again at each start.
+#[test]
+fn a_handle_cannot_be_its_own_pool_handle() {
+    let cluster = Cluster::new(1);
+    let client = cluster.client();
+    cluster.run(&client, |client| async move {
+        client.make().await;
+        let hostile = Hostile::new(&client).await;
+        let (a, b, c) = (uuid(77), uuid(78), uuid(79));
+        hostile.connect("tank", a).await.unwrap();
+        hostile.connect("tank", b).await.unwrap();
+        assert_eq!(status(hostile.open(a, name("box"), a).await), Status::EXISTS, "itself");
+        assert_eq!(status(hostile.open(a, name("box"), b).await), Status::EXISTS, "another pool handle");
+        hostile.open(a, name("box"), c).await.unwrap();
+        hostile.open(a, name("box"), c).await.expect("repeated, as after a lost reply");
+        hostile.connect("tank", a).await.expect("repeated, as after a lost reply");
+        assert_eq!(status(hostile.connect("tank", c).await), Status::EXISTS, "a container handle");
+    });
+    client.kill(Loss::Process);
+    cluster.sim.run_for(Duration::from_secs(60)).unwrap();
+    assert_serves(&cluster);
+    cluster.restart(Loss::Process);
+    cluster.sim.run_for(Duration::from_secs(60)).unwrap();
+    assert_serves(&cluster);
+}
+
+/// Who may write to the metadata container owns every pool of the engine.
+#[test]
+fn the_metadata_container_is_out_of_reach() {
+    let cluster = Cluster::new(1);
+    let owner = cluster.client();
+    cluster.run(&owner, |client| async move { client.make().await });
+    cluster.run(&cluster.client(), |client| async move {
+        let hostile = Hostile::new(&client).await;
+        let (handle, opened) = (uuid(77), uuid(78));
+        hostile.connect("tank", handle).await.unwrap();
+        let create =
+            ContainerCreate { uuid: RESERVED, label: None, properties: Default::default(), acl: None };
+        assert_eq!(
+            status(hostile.container(container::CREATE, handle, &create).await),
+            Status::NOT_PERMITTED
+        );
+        let open = hostile.open(handle, Name::Uuid(RESERVED), opened).await;
+        assert_eq!(status(open), Status::NOT_PERMITTED);
+        let destroy = ContainerDestroy { container: Name::Uuid(RESERVED), force: true };
+        assert_eq!(
+            status(hostile.container(container::DESTROY, handle, &destroy).await),
+            Status::NOT_PERMITTED
+        );
+        let mut body = Vec::new();
+        let records = [UpdateRecord::Value { key: b"pool", value: b"garbage" }];
+        encode_update(&mut body, kv(0), Epoch(1), object::flags::LAST_WINS, b"", &records, None);
+        let update = Opcode::new(rpc::module::OBJECT, rpc::object_procedure::UPDATE);
+        assert_eq!(status(hostile.send(update, opened, &body).await), Status::BAD_HANDLE);
+    });
+    assert_serves(&cluster);
+    cluster.restart(Loss::Process);
+    assert_serves(&cluster);
+}
+
+/// A handle of the same UUID in another pool made targets take writes to committed epochs.
+#[test]
+fn a_handle_is_open_in_one_pool_only() {
+    let cluster = Cluster::new(1);
+    cluster.run(&cluster.client(), |client| async move {
+        client.make().await;
+        let other = PoolSpec { label: Some(label("other")), bytes: POOL_BYTES, ..PoolSpec::default() };
+        client.service.pool_create(&other).await.unwrap();
+        let hostile = Hostile::new(&client).await;
+        let (a, b, handle) = (uuid(70), uuid(71), uuid(77));
+        hostile.connect("tank", a).await.unwrap();
+        hostile.connect("other", b).await.unwrap();
+        assert_eq!(status(hostile.connect("other", a).await), Status::EXISTS);
+        let create = ContainerCreate {
+            uuid: uuid(2000),
+            label: Some(label("box")),
+            properties: Default::default(),
+            acl: None,
+        };
+        hostile.container(container::CREATE, b, &create).await.unwrap();
+        hostile.open(a, name("box"), handle).await.unwrap();
+        let write = async |value: &[u8]| {
+            let mut body = Vec::new();
+            let records = [UpdateRecord::Value { key: b"k", value }];
+            encode_update(&mut body, kv(1), Epoch(1), object::flags::LAST_WINS, b"", &records, None);
+            let update = Opcode::new(rpc::module::OBJECT, rpc::object_procedure::UPDATE);
+            hostile.send(update, handle, &body).await
+        };
+        write(b"one").await.unwrap();
+        let epoch = |epoch| EpochRequest { epoch: Epoch(epoch) };
+        hostile.container(container::EPOCH_FLUSH, handle, &epoch(1)).await.unwrap();
+        let commit = EpochCommit { commits: vec![(handle, Epoch(1))] };
+        hostile.container(container::EPOCH_COMMIT, handle, &commit).await.unwrap();
+        hostile.container(container::EPOCH_FLUSH, handle, &epoch(2)).await.unwrap();
+        assert_eq!(status(write(b"forged").await), Status::BAD_EPOCH);
+        assert_eq!(status(hostile.open(b, name("box"), handle).await), Status::EXISTS);
+        assert_eq!(status(write(b"forged").await), Status::BAD_EPOCH);
+    });
+}
+
+/// Who is named manages pools, and nobody else, whoever a client says that it is.
+#[test]
+fn only_administrators_manage_pools() {
+    let mut cluster = Cluster::new(1);
+    // The simulated network vouches for it.
+    let user = 1000;
+    let request = |cluster: &Cluster, stated: u32, destroy: bool| {
+        cluster.run(&cluster.client(), move |client| async move {
+            let hostile = Hostile::new(&client).await;
+            let identity = Identity { uid: stated, gid: stated };
+            let (procedure, body) = if destroy {
+                let destroy = PoolDestroy { pool: name("tank"), identity, force: true };
+                (management::POOL_DESTROY, control::encode(&destroy))
+            } else {
+                let create = PoolCreate {
+                    uuid: uuid(9),
+                    label: Some(label("tank")),
+                    identity,
+                    bytes: POOL_BYTES,
+                    scm_bytes: None,
+                    owner: None,
+                    acl: None,
+                };
+                (management::POOL_CREATE, control::encode(&create))
+            };
+            hostile.send(Opcode::new(rpc::module::MANAGEMENT, procedure), Uuid::nil(), &body).await
+        })
+    };
+    cluster.config.administrators = Some(vec![user]);
+    cluster.restart(Loss::Process);
+    request(&cluster, user, false).expect("an administrator");
+    cluster.config.administrators = Some(vec![0, 1001]);
+    cluster.restart(Loss::Process);
+    for stated in [user, 0, 1001] {
+        assert_eq!(status(request(&cluster, stated, false)), Status::NOT_PERMITTED, "as {stated}");
+        let Err(RpcError::Refused { status: Status::NOT_PERMITTED, message, .. }) =
+            request(&cluster, stated, true)
+        else {
+            panic!("destroyed by {stated}")
+        };
+        assert!(message.contains("user 1000") && message.contains("0, 1001"), "{message}");
+    }
+    assert_serves_pools(&cluster);
+}
+
+/// Whether the pool is there.
+fn assert_serves_pools(cluster: &Cluster) {
+    cluster.run(&cluster.client(), |client| async move {
+        client.connect().await.disconnect().await.expect("disconnected");
+    });
+}
