@@ -325,6 +325,7 @@ fn killed_and_stopped_clients_leave_nothing_behind() {
     let (mut survivor, address) = Survivor::new();
     let random = TestRng::new(42);
     let mut at_rest = Vec::new();
+    let descriptors = descriptors_open().unwrap().0;
     let (mut killed, mut stopped) = (0, 0);
     while killed + stopped < wanted || at_rest.len() < 4 {
         let mut children: Vec<_> = (0..CHILDREN).map(|_| Running::start(&address, "honest")).collect();
@@ -350,9 +351,15 @@ fn killed_and_stopped_clients_leave_nothing_behind() {
         let dying = alive + survivor.arrived - arrived;
         stopped += dying / CHILDREN;
         killed += dying - dying / CHILDREN;
+        // Connections that were being made when their processes died end a little later.
+        let settled = Instant::now() + Duration::from_secs(3);
+        survivor.serve_until("descriptors", |_| {
+            descriptors_open().unwrap().0 <= descriptors || Instant::now() > settled
+        });
         at_rest.push((allocated_bytes(), descriptors_open().unwrap().0));
         println!(
-            "{killed} killed, {stopped} stopped: {} KiB allocated, {} KiB resident",
+            "{killed} killed, {stopped} stopped: {} descriptors, {} KiB allocated, {} KiB resident",
+            descriptors_open().unwrap().0,
             allocated_bytes() / 1024,
             resident_bytes() / 1024
         );
