@@ -34,6 +34,21 @@ values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-upda
 PMEM_IS_PMEM_FORCE=1 "$programs/vos_perf" --records 2000 --seconds 0.05 --media heap --media wal --media pmem --dir "$folder" --json |
     whole media $values durable-update block-write block-read open-after-crash
 "$programs/daos_perf" --seconds 0.05 --scratch "$folder" --json |
-    whole fabric null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle
-left=$(find "$folder" -mindepth 1)
+    whole fabric engine-start null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle
+
+# Killed, it leaves neither engine nor folder behind: its keeper removes the folder once the engine has ended.
+"$programs/daos_perf" --seconds 60 --case null-rpc --fabric local --scratch "$folder" --json >/dev/null &
+perf=$!
+until compgen -G "$folder/daos_perf-*/daos.json" >/dev/null; do
+    kill -0 "$perf" || { echo "bench: daos_perf ended before it had an engine" >&2; exit 1; }
+    sleep 0.05
+done
+kill -KILL "$perf"
+wait "$perf" 2>/dev/null || true
+for _ in {1..200}; do
+    left=$(find "$folder" -mindepth 1)
+    [ -n "$left" ] || break
+    sleep 0.1
+done
 [ -z "$left" ] || { echo "bench: left behind: $left" >&2; exit 1; }
+echo "bench: killed, it leaves nothing behind"

@@ -36,9 +36,13 @@ use rustix::{
 /// The fabrics of a client: shared memory for engines of the same node, the network for others.
 pub type ClientFabric = Pair<LocalFabric, Option<OfiFabric>>;
 
-/// How long a blocked client spins before it sleeps: longer than a request takes on the same node, short enough not to
-/// matter as CPU time.
+/// How long a blocked client spins and keeps the CPU: longer than a request takes that waits for nothing.
 const SPIN: Duration = Duration::from_micros(50);
+/// How long it spins altogether, from then on giving way to whoever wants the CPU: longer than an engine takes to wake up,
+/// or a disk to flush. A process that sleeps is woken about 100 µs late.
+const SPIN_POLITELY: Duration = Duration::from_micros(300);
+/// Rounds between two looks at the clock, which take as long as a round: timers and deadlines hold to a microsecond.
+const ROUNDS_PER_CLOCK: u32 = 8;
 /// The longest sleep. Nothing depends on it; it bounds what a missed wake-up could cost.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
 
@@ -73,7 +77,7 @@ impl ClientEnv {
     /// Moves everything forward once without waiting; returns how many things happened.
     pub fn progress(&self) -> usize {
         let world = &*self.0;
-        world.tasks.run_ready() + world.tasks.ask_sources() + world.clock.0.fire()
+        world.tasks.run_ready() + world.tasks.ask_sources() + world.clock.0.fire(|| world.clock.now())
     }
 
     /// Runs until `future` is done, and everything else that is under way meanwhile.
@@ -106,22 +110,31 @@ impl ClientEnv {
         let entered = self.0.tasks.entered.replace(true);
         assert!(!entered, "a future must not block: it awaits");
         let _leave = Leave(&self.0.tasks.entered);
-        let mut idle_since = None;
+        let world = &*self.0;
+        let (mut rounds, mut idle_since) = (0u32, None);
         loop {
             if done() {
                 return;
             }
-            if self.progress() > 0 {
+            if world.tasks.run_ready() + world.tasks.ask_sources() > 0 {
+                idle_since = None;
+            }
+            rounds = rounds.wrapping_add(1);
+            if !rounds.is_multiple_of(ROUNDS_PER_CLOCK) {
+                continue;
+            }
+            let now = world.clock.now();
+            if world.clock.0.fire(|| now) > 0 {
                 idle_since = None;
                 continue;
             }
-            let now = self.0.clock.now();
             if now >= deadline {
                 return;
             }
             match idle_since {
                 None => idle_since = Some(now),
                 Some(since) if now.since(since) < SPIN => std::hint::spin_loop(),
+                Some(since) if now.since(since) < SPIN_POLITELY => rustix::thread::sched_yield(),
                 Some(_) => {
                     self.sleep(deadline);
                     idle_since = None;
@@ -324,11 +337,12 @@ impl Timers {
         self.armed.borrow().first_key_value().map_or(Time::NEVER, |((deadline, _), _)| *deadline)
     }
 
-    fn fire(&self) -> usize {
+    /// Wakes whoever waits for a time that has come; looks at the clock only if somebody waits.
+    fn fire(&self, now: impl FnOnce() -> Time) -> usize {
         if self.armed.borrow().is_empty() {
             return 0;
         }
-        let now = Time(nanoseconds(ClockId::Monotonic));
+        let now = now();
         let mut fired = 0;
         while self.next() <= now {
             let waker = self.armed.borrow_mut().pop_first();

@@ -187,7 +187,7 @@ impl BlockRef {
         }
         let start = self.position / BLOCK * BLOCK;
         let length = (self.position + whole - start).next_multiple_of(BLOCK);
-        let buffer = IoBuffer::zeroed(length as usize);
+        let buffer = IoBuffer::for_overwrite(length as usize);
         let (mut buffer, result) = tier.file.read(start, buffer).await;
         result.map_err(from_media)?;
         let mut at = (self.position - start) as usize;

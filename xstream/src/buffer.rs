@@ -1,6 +1,6 @@
 //! Memory that devices and fabrics may touch: aligned, and owned by whoever does the I/O.
 
-use std::{fmt, ops::Range};
+use std::{cell::RefCell, fmt, ops::Range};
 
 use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -19,7 +19,42 @@ pub struct IoBuffer {
     length: usize,
 }
 
+/// Smaller buffers cost the allocator nothing worth saving.
+const SPARE_BLOCKS_MIN: usize = 4;
+/// Blocks that a thread keeps for buffers to come: 16 MiB.
+const SPARE_BLOCKS_MAX: usize = 4096;
+
+/// The memory of dropped buffers, for those to come: fresh memory of this size costs a page fault for each block, which is
+/// more than filling it takes.
+#[derive(Default)]
+struct Spare {
+    runs: Vec<Vec<Block>>,
+    blocks: usize,
+}
+
+thread_local! {
+    static SPARE: RefCell<Spare> = RefCell::default();
+}
+
 impl IoBuffer {
+    /// A buffer of `length` bytes that the caller overwrites, all of them: until then they hold anything, such as what
+    /// passed through an earlier buffer.
+    pub fn for_overwrite(length: usize) -> Self {
+        let wanted = length.div_ceil(BLOCK_BYTES);
+        let spare = SPARE.try_with(|spare| {
+            let spare = &mut *spare.borrow_mut();
+            // The one that was dropped last is the one most likely to be in the cache.
+            let place = spare.runs.iter().rposition(|run| (wanted..=2 * wanted).contains(&run.len()))?;
+            let run = spare.runs.remove(place);
+            spare.blocks -= run.len();
+            Some(run)
+        });
+        match spare.ok().flatten() {
+            Some(blocks) => Self { blocks, length },
+            None => Self::zeroed(length),
+        }
+    }
+
     /// A buffer of `length` zero bytes; its capacity is rounded up to whole blocks.
     pub fn zeroed(length: usize) -> Self {
         // The fallible constructor is the one that asks the allocator for zero pages instead of clearing them.
@@ -29,7 +64,7 @@ impl IoBuffer {
 
     /// A buffer with a copy of `bytes`.
     pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut buffer = Self::zeroed(bytes.len());
+        let mut buffer = Self::for_overwrite(bytes.len());
         buffer.as_mut_slice().copy_from_slice(bytes);
         buffer
     }
@@ -75,8 +110,57 @@ impl IoBuffer {
     }
 }
 
+impl Drop for IoBuffer {
+    fn drop(&mut self) {
+        let run = std::mem::take(&mut self.blocks);
+        if run.len() >= SPARE_BLOCKS_MIN {
+            // A thread that is ending keeps nothing any more.
+            let _ = SPARE.try_with(|spare| {
+                let spare = &mut *spare.borrow_mut();
+                if spare.blocks + run.len() <= SPARE_BLOCKS_MAX {
+                    spare.blocks += run.len();
+                    spare.runs.push(run);
+                }
+            });
+        }
+    }
+}
+
 impl fmt::Debug for IoBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "IoBuffer({} of {} bytes)", self.length, self.capacity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again_and_only_within_bounds() {
+        let large = IoBuffer::zeroed(1 << 20);
+        let address = large.as_slice().as_ptr();
+        drop(large);
+        let again = IoBuffer::for_overwrite((1 << 20) - 5);
+        assert_eq!((again.as_slice().as_ptr(), again.len()), (address, (1 << 20) - 5));
+        let other = IoBuffer::for_overwrite(1 << 20);
+        assert_ne!(other.as_slice().as_ptr(), address);
+        drop(again);
+        // Much larger than wanted: kept for somebody who needs it.
+        assert_ne!(IoBuffer::for_overwrite(8192).as_slice().as_ptr(), address);
+        let many: Vec<_> = (0..32).map(|_| IoBuffer::zeroed(1 << 20)).collect();
+        drop(many);
+        SPARE.with_borrow(|spare| {
+            assert_eq!(spare.blocks, spare.runs.iter().map(Vec::len).sum::<usize>());
+            assert!(spare.blocks <= SPARE_BLOCKS_MAX);
+        });
+    }
+
+    #[test]
+    fn zeroed_is_zero_whatever_was_there() {
+        let mut dirty = IoBuffer::zeroed(1 << 16);
+        dirty.as_mut_slice().fill(7);
+        drop(dirty);
+        assert!(IoBuffer::zeroed(1 << 16).as_slice().iter().all(|&byte| byte == 0));
     }
 }

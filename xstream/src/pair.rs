@@ -11,24 +11,37 @@ use crate::{
 /// Set in the numbers of the second fabric's peers.
 const SECOND: u64 = 1 << 63;
 
+/// What a message costs, in polls that find nothing: about a microsecond against some 50 ns.
+const MESSAGE_WEIGHT: u32 = 16;
+
 /// Two fabrics that look like one: an address chooses by its scheme, a peer's number remembers which.
 ///
-/// The first should be the cheaper one to poll. While it is busy the second is polled only every
-/// [`SECOND_EVERY`](Self::SECOND_EVERY)th time.
+/// The first should be the cheaper one to poll: a poll of the second may cost a system call, and would stand between a
+/// message of the first and its answer. So the second is polled every time only while it is **warm**: while one of its last
+/// [`WARM_POLLS`](Self::WARM_POLLS) polls found something, and the first does not keep the core busy. A cold one is polled
+/// when work worth [`COLD_PAUSE`](Self::COLD_PAUSE) polls has passed, a few microseconds, and at every poll before and after
+/// the core sleeps. Counts and not the clock say so, because reading the clock costs as much as a poll.
 pub struct Pair<A, B> {
     first: A,
     first_scheme: &'static str,
     second: B,
-    skipped: Cell<u32>,
+    /// Polls of the first, and messages by their weight, since the last poll of the second.
+    passed: Cell<u32>,
+    /// Polls of the second until it counts as cold.
+    warm: Cell<u32>,
 }
 
 impl<A: Fabric, B: Fabric> Pair<A, B> {
-    /// Polls of a busy first fabric per poll of the second.
-    pub const SECOND_EVERY: u32 = 8;
+    /// Polls without a find after which the second fabric counts as cold. Several round trips of a network.
+    pub const WARM_POLLS: u32 = 256;
+    /// Polls of the first fabric between two of a cold second one; a message counts as 16.
+    pub const COLD_PAUSE: u32 = 64;
+    /// The same while the second is warm and the first finds something every time.
+    const WARM_PAUSE: u32 = 8 * MESSAGE_WEIGHT;
 
     /// `first` gets the addresses that begin with `first_scheme`, `second` all others.
     pub fn new(first: A, first_scheme: &'static str, second: B) -> Self {
-        Self { first, first_scheme, second, skipped: Cell::new(0) }
+        Self { first, first_scheme, second, passed: Cell::new(0), warm: Cell::new(0) }
     }
 
     /// The first fabric.
@@ -39,6 +52,11 @@ impl<A: Fabric, B: Fabric> Pair<A, B> {
     /// The second fabric.
     pub fn second(&self) -> &B {
         &self.second
+    }
+
+    /// Makes the next poll look at both fabrics.
+    pub(crate) fn poll_both_next(&self) {
+        self.passed.set(u32::MAX);
     }
 }
 
@@ -116,12 +134,20 @@ impl<A: Fabric, B: Fabric> Fabric for Pair<A, B> {
 
     fn poll(&self, limit: usize, sink: &mut impl Sink) -> usize {
         let done = self.first.poll(limit, &mut Marked(sink, 0));
-        if done > 0 && self.skipped.get() < Self::SECOND_EVERY {
-            self.skipped.set(self.skipped.get() + 1);
+        let passed = self.passed.get().saturating_add(1 + MESSAGE_WEIGHT * done as u32);
+        let pause = match (self.warm.get(), done) {
+            (0, _) => Self::COLD_PAUSE,
+            (_, 0) => 0,
+            _ => Self::WARM_PAUSE,
+        };
+        if passed < pause {
+            self.passed.set(passed);
             return done;
         }
-        self.skipped.set(0);
-        done + self.second.poll(limit, &mut Marked(sink, SECOND))
+        self.passed.set(0);
+        let found = self.second.poll(limit, &mut Marked(sink, SECOND));
+        self.warm.set(if found > 0 { Self::WARM_POLLS } else { self.warm.get().saturating_sub(1) });
+        done + found
     }
 
     fn expose(

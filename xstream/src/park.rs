@@ -53,6 +53,7 @@ impl<A: Park + Fabric, B: Park + Fabric> Park for Pair<A, B> {
     }
 
     fn prepare_to_park(&self) -> bool {
+        self.poll_both_next();
         if !self.first().prepare_to_park() {
             return false;
         }
@@ -68,6 +69,7 @@ impl<A: Park + Fabric, B: Park + Fabric> Park for Pair<A, B> {
     }
 
     fn unpark(&self) {
+        self.poll_both_next();
         self.first().unpark();
         self.second().unpark();
     }

@@ -30,8 +30,13 @@ pub struct WallTime(pub u64);
 
 /// Source of time.
 pub trait Clock: 'static {
-    /// The monotonic time. Cheap enough for every request.
+    /// The monotonic time. Reading it takes about as long as sending a message to a process of the same node.
     fn now(&self) -> Time;
+    /// The monotonic time when the xstream last looked, some microseconds ago: free, and good enough for deadlines. It never
+    /// goes back. Worlds that do not remember look anew.
+    fn recent(&self) -> Time {
+        self.now()
+    }
     /// The wall-clock time.
     fn wall(&self) -> WallTime;
     /// Completes at `deadline`, or at once if that has passed.

@@ -85,6 +85,8 @@ pub(super) fn judge(error: &RpcError) -> Verdict {
 /// Growing pauses up to a deadline.
 pub(super) struct Patience<'a, E: Env> {
     caller: &'a Caller<E>,
+    /// When the next attempt begins.
+    now: Time,
     deadline: Time,
     pause: Duration,
 }
@@ -92,8 +94,7 @@ pub(super) struct Patience<'a, E: Env> {
 impl<E: Env> Patience<'_, E> {
     /// How long the next attempt may take.
     pub fn attempt(&self) -> Duration {
-        let left = self.deadline.since(self.caller.env().clock().now());
-        left.min(self.caller.config().attempt_timeout)
+        self.deadline.since(self.now).min(self.caller.config().attempt_timeout)
     }
 
     /// Waits before another attempt. Returns `error` if the deadline will have passed by then.
@@ -107,6 +108,7 @@ impl<E: Env> Patience<'_, E> {
             return Err(DsmError::TimedOut { last: error.to_string() });
         }
         env.clock().sleep_until(until).await;
+        self.now = until;
         self.pause = (self.pause * 2).min(self.caller.config().pause_max);
         Ok(())
     }
@@ -134,11 +136,9 @@ impl<E: Env> Caller<E> {
     }
 
     pub(super) fn patience(&self) -> Patience<'_, E> {
-        Patience {
-            caller: self,
-            deadline: self.env().clock().now() + self.config().call_timeout,
-            pause: self.config().pause_min,
-        }
+        let now = self.env().clock().now();
+        let config = self.config();
+        Patience { caller: self, now, deadline: now + config.call_timeout, pause: config.pause_min }
     }
 
     /// The peer at the first of `addresses` that can be connected to. Addresses of fabrics that this client does not

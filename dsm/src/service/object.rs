@@ -245,7 +245,7 @@ impl<E: Env> ObjectService<E> {
         let (handle, body) = (handle.clone(), body.to_vec());
         let (remote, length) = (request.remote(), request.data_length());
         self.env.scheduler().spawn(Class::Foreground, "bulk update", async move {
-            let buffer = IoBuffer::zeroed(length as usize);
+            let buffer = IoBuffer::for_overwrite(length as usize);
             let (buffer, pulled) = responder.pull(remote, 0, buffer).await;
             let result = match pulled {
                 Ok(()) => bulk_change(&handle, &body, buffer, writer).await,

@@ -79,7 +79,6 @@ impl<E: Env> Endpoint<E> {
             doomed: RefCell::default(),
             alarm_at: Cell::new(Time::NEVER),
             alarm: Notify::new(),
-            poll_time: Cell::new(None),
             config,
         }));
         env.locals().insert(Rc::new(endpoint.clone()));
@@ -267,7 +266,6 @@ impl<E: Env> Inner<E> {
         if !self.backlog.borrow().is_empty() {
             done += self.flush();
         }
-        self.poll_time.set(None);
         done += self.env.fabric().poll(self.config.poll_limit, &mut Intake(self));
         if let Some(began) = self.poll_time.take() {
             self.meters.poll_ended(began, || self.env.clock().now());
@@ -441,9 +439,10 @@ impl<E: Env> Inner<E> {
         }
     }
 
+    /// When the poll under way began, to a microsecond.
     fn poll_time(&self) -> Time {
         self.poll_time.get().unwrap_or_else(|| {
-            let now = self.env.clock().now();
+            let now = self.env.clock().recent();
             self.poll_time.set(Some(now));
             now
         })

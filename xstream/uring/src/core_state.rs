@@ -73,6 +73,8 @@ pub(crate) struct Core {
     pub(crate) round_due: Notify,
     sources: RefCell<Vec<Source>>,
     counters: Cell<Counters>,
+    /// A task has been spawned that has not had its first poll.
+    pub(crate) spawned: Cell<bool>,
     stop_waiters: RefCell<Vec<Waker>>,
 }
 
@@ -98,6 +100,7 @@ impl Core {
             round_due: Notify::default(),
             sources: RefCell::default(),
             counters: Cell::default(),
+            spawned: Cell::new(false),
             stop_waiters: RefCell::default(),
         }
     }
@@ -129,6 +132,7 @@ impl Core {
         if self.closing.get() {
             return;
         }
+        self.spawned.set(true);
         let key = self.tasks.borrow_mut().insert(None);
         let core = self.clone();
         let tracked = async move {
@@ -157,7 +161,7 @@ impl Core {
         if let slot @ None = &mut self.tasks.borrow_mut()[key] {
             *slot = Some(context.waker().clone());
         }
-        let start = now();
+        let start = self.timers.now();
         self.slice_start.set(start);
         let fail_stop = FailStop(name);
         let result = task.poll(context);
@@ -167,7 +171,7 @@ impl Core {
     }
 
     fn after_poll(&self, class: Class, name: &'static str, start: Time) {
-        let end = now();
+        let end = self.timers.now();
         self.count(|counters| counters.task_polls += 1);
         self.note_stall("task", name, Some(class), end.since(start));
         if end.since(self.last_round.get()) > ROUND_AGE {
@@ -198,12 +202,12 @@ impl Core {
         }
     }
 
-    /// Asks every source once. Returns how many things they did.
-    pub(crate) fn poll_sources(&self) -> usize {
+    /// Asks every source once, at a time that was read just before. Returns how many things they did.
+    pub(crate) fn poll_sources(&self, time: Time) -> usize {
         // A source may add another: the list is not borrowed while they run.
         let mut sources = std::mem::take(&mut *self.sources.borrow_mut());
         let mut happened = 0;
-        let mut before = now();
+        let mut before = time;
         self.slice_start.set(before);
         self.last_round.set(before);
         for source in &mut sources {
@@ -211,7 +215,7 @@ impl Core {
             happened += did;
             // What found nothing to do has not stalled either: the clock is read only after work.
             if did > 0 {
-                let after = now();
+                let after = self.timers.now();
                 self.note_stall("progress source", source.name, None, after.since(before));
                 before = after;
                 self.slice_start.set(after);
@@ -308,7 +312,7 @@ impl Spawn for UringSpawn {
     }
 
     fn should_yield(&self) -> bool {
-        now().since(self.core.slice_start.get()) >= SLICE
+        self.core.timers.now().since(self.core.slice_start.get()) >= SLICE
     }
 
     fn add_progress(&self, name: &'static str, poll: impl FnMut() -> usize + 'static) {

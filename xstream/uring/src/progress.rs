@@ -7,9 +7,14 @@
 //! sources of [`Spawn::add_progress`](daos_xstream::Spawn::add_progress). While tasks keep the core busy, the scheduler
 //! asks the **pacer**, a task of the foreground class, for a round whenever the last one is older than 20 µs.
 //!
+//! Giving way costs as much as two rounds, so rounds follow each other ([`Progress::rounds`]) while nothing says that a task
+//! is ready. What says so at once: a task was spawned, or one was called back by the media ring, the mailbox or a timer.
+//! Wakers called otherwise, within a source, are not seen; for their tasks the number and time of such rounds are bounded.
+//!
 //! # Parking
 //!
-//! After an idle budget the spinner parks: it announces so to the other cores and the fabric, has completions and
+//! After an idle budget, which is longer while media is at work (sleeping and waking takes longer than a flush; what the
+//! kernel needs the CPU for in the meantime it gets by `sched_yield`), the spinner parks: it announces so to the other cores and the fabric, has completions and
 //! descriptors signal the doorbell, makes one more round, and then *awaits* a read of the doorbell through glommio. It
 //! never blocks the thread itself: whether the thread may sleep is decided by glommio, which sleeps only when no task is
 //! ready and no timer due. So parking cannot starve anything, by construction. What wakes it:
@@ -42,8 +47,13 @@ use crate::{
     notify::Notify,
 };
 
-/// Empty rounds between two yields: a round that found nothing has made nobody ready.
-const EMPTY_ROUNDS: usize = 4;
+/// Empty rounds between two yields when tasks have run lately, and when none has for a while: about a microsecond.
+const EMPTY_ROUNDS_MIN: u32 = 2;
+const EMPTY_ROUNDS_MAX: u32 = 16;
+/// How long rounds that find something follow each other.
+const ROUNDS_MAX: Duration = Duration::from_micros(5);
+/// The idle budget while media is at work: longer than a flush of a fast disk takes, short against a slow one's.
+const MEDIA_BUDGET: Duration = Duration::from_millis(1);
 
 pub(crate) struct Progress<F: Park + Fabric> {
     env: UringEnv<F>,
@@ -80,27 +90,53 @@ impl<F: Park + Fabric> Progress<F> {
         self.core.round_due.notify();
     }
 
-    /// Asks everything once. Returns how many things happened.
-    fn round(&self) -> usize {
+    /// Asks everything once, at a time that was read just before.
+    fn round(&self, time: Time) -> Found {
         let fail_stop = FailStop("progress");
         let core = &self.core;
-        let mut happened = core.ring.reap();
+        let mut called = core.ring.reap();
         if self.receiving.get() {
-            happened += self.env.uring_mailbox().receive(&self.env);
+            called += self.env.uring_mailbox().receive(&self.env);
         }
-        happened += core.poll_sources();
-        happened += core.timers.fire(core.last_round.get());
-        happened += self.env.uring_mailbox().refill();
+        let happened = core.poll_sources(time);
+        called += core.timers.fire(core.timers.recent());
+        called += self.env.uring_mailbox().refill();
         core.ring.submit();
         if core.shared.stopping() {
-            happened += core.wake_stop_waiters();
+            called += core.wake_stop_waiters();
         }
         if core.shared.all_ended() {
             self.ended.notify();
         }
         core.count(|counters| counters.rounds += 1);
         std::mem::forget(fail_stop);
-        happened
+        if called > 0 || core.spawned.get() {
+            Found::Tasks
+        } else if happened > 0 {
+            Found::Something
+        } else {
+            Found::Nothing
+        }
+    }
+
+    /// Makes rounds until tasks are ready, until so many in a row were empty, or for [`ROUNDS_MAX`]. Returns whether anything
+    /// was found.
+    fn rounds(&self, empty_max: u32) -> bool {
+        let timers = &self.core.timers;
+        self.core.spawned.set(false);
+        let begun = timers.now();
+        let (mut empty, mut found) = (0, false);
+        loop {
+            // Whatever finds something reads the clock afterwards; what does not takes no time.
+            match self.round(timers.recent()) {
+                Found::Nothing => empty += 1,
+                Found::Something => (empty, found) = (0, true),
+                Found::Tasks => return true,
+            }
+            if empty >= empty_max || timers.recent().since(begun) >= ROUNDS_MAX {
+                return found;
+            }
+        }
     }
 
     /// The idle task.
@@ -108,19 +144,34 @@ impl<F: Park + Fabric> Progress<F> {
         let mut doorbell = Doorbell::new(&self.core);
         let mut idle_since = now();
         let mut task_polls = self.core.task_polls();
+        let mut empty_max = EMPTY_ROUNDS_MIN;
         while !self.stopped.get() {
-            let happened = (0..EMPTY_ROUNDS).any(|_| self.round() > 0);
-            let time = self.core.last_round.get();
+            let happened = self.rounds(empty_max);
+            let time = self.core.timers.recent();
             let ran = std::mem::replace(&mut task_polls, self.core.task_polls()) != task_polls;
+            empty_max = if ran { EMPTY_ROUNDS_MIN } else { (empty_max * 2).min(EMPTY_ROUNDS_MAX) };
             if happened || ran {
                 idle_since = time;
-            } else if time.since(idle_since) >= self.idle_budget {
+            } else if time.since(idle_since) >= self.budget() {
                 self.park(&mut doorbell).await;
                 idle_since = now();
+            } else if !self.core.ring.is_idle() {
+                // The kernel's thread that flushes may be queued behind this one, on this CPU.
+                rustix::thread::sched_yield();
             }
             yield_queue().await;
         }
         doorbell.close().await;
+    }
+
+    /// How long a core that finds nothing polls on before it parks.
+    fn budget(&self) -> Duration {
+        // A core that shares its CPU must not spin, whatever it waits for.
+        if self.idle_budget.is_zero() || self.core.ring.is_idle() {
+            self.idle_budget
+        } else {
+            self.idle_budget.max(MEDIA_BUDGET)
+        }
     }
 
     /// Makes rounds while tasks keep the core from being idle.
@@ -130,7 +181,7 @@ impl<F: Park + Fabric> Progress<F> {
             if self.stopped.get() {
                 return;
             }
-            self.round();
+            self.round(self.core.timers.now());
         }
     }
 
@@ -141,7 +192,9 @@ impl<F: Park + Fabric> Progress<F> {
         own.announce_parking();
         let quiet = self.env.fabric().prepare_to_park() && !self.env.uring_mailbox().is_waiting() && {
             core.ring.prepare_to_park();
-            self.round() == 0 && !self.stopped.get() && task_polls == core.task_polls()
+            matches!(self.round(core.timers.now()), Found::Nothing)
+                && !self.stopped.get()
+                && task_polls == core.task_polls()
         };
         if quiet {
             core.count(|counters| counters.parks += 1);
@@ -168,6 +221,15 @@ async fn timer_until(deadline: Time) {
         std::future::pending::<()>().await;
     }
     Timer::new(deadline.since(now())).await;
+}
+
+/// What a round has found.
+enum Found {
+    Nothing,
+    /// Work of a progress source.
+    Something,
+    /// Tasks are ready, or may be.
+    Tasks,
 }
 
 type Read = Pin<Box<dyn Future<Output = ()>>>;

@@ -137,14 +137,12 @@ impl Target<'_> {
         let name = bytes as u64;
         // What is written must differ from what is there: the store answers a repetition without work.
         let salt = Rc::new(Cell::new(0));
+        let values = Rc::new(Values::new(bytes));
         let put = {
-            let (kv, salt) = (kv.clone(), salt.clone());
+            let (kv, salt, values) = (kv.clone(), salt.clone(), values.clone());
             move |number: u64| {
-                let (kv, salt) = (kv.clone(), salt.get());
-                async move {
-                    let value = [(number + salt) as u8; 4096];
-                    Ok(kv.put(epoch, &key(number), &value[..bytes]).await?)
-                }
+                let (kv, salt, values) = (kv.clone(), salt.get(), values.clone());
+                async move { Ok(kv.put(epoch, &key(number), values.get(number + salt)).await?) }
             }
         };
         for number in 0..KEYS {
@@ -176,10 +174,9 @@ impl Target<'_> {
             let map_version = self.container.handle().pool().map().version();
             let at = ObjectAddress { ordinal: 0, map_version, object: id };
             let measured = load::run(&self.client, self.pid, seconds, depth, move |number| {
-                let io = io.clone();
+                let (io, values) = (io.clone(), values.clone());
                 async move {
-                    let value = [(number + 77) as u8; 4096];
-                    let records = [UpdateRecord::Value { key: &key(number), value: &value[..bytes] }];
+                    let records = [UpdateRecord::Value { key: &key(number), value: values.get(number + 77) }];
                     let flags = flags::LAST_WINS | flags::DURABLE;
                     Ok(io.update(at, epoch, flags, b"", &records).await?)
                 }
@@ -259,6 +256,24 @@ fn print_redis() {
         && !rate.is_empty()
     {
         eprintln!("    beside it: redis-benchmark with pipeline 16: {rate} SET/s");
+    }
+}
+
+/// Values of which each differs from its neighbours, made beforehand: making one takes as long as storing it.
+struct Values {
+    pattern: Vec<u8>,
+    bytes: usize,
+}
+
+impl Values {
+    fn new(bytes: usize) -> Self {
+        let number = |at: usize| (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        Self { pattern: (0..bytes + 256).map(|at| number(at) as u8).collect(), bytes }
+    }
+
+    fn get(&self, number: u64) -> &[u8] {
+        let start = (number % 256) as usize;
+        &self.pattern[start..start + self.bytes]
     }
 }
 

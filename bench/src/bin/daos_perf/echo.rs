@@ -14,6 +14,7 @@ use crate::FabricName;
 
 const SERVER_CORE: usize = 0;
 const WARM_UP: usize = 2000;
+const REPETITIONS: usize = 3;
 
 /// Median round trips over one provider.
 pub struct Echo {
@@ -33,7 +34,12 @@ impl Echo {
         let mut median_us = BTreeMap::new();
         for bytes in [64, 4096] {
             let rounds = (seconds * if fabric == FabricName::Local { 100_000.0 } else { 20_000.0 }) as usize;
-            median_us.insert(bytes, round_trip_us(provider, bytes, rounds.max(1000))?);
+            // The best of several: a limit that something else disturbed would flatter what is held against it.
+            let mut best = f64::INFINITY;
+            for _ in 0..REPETITIONS {
+                best = best.min(round_trip_us(provider, bytes, (rounds / REPETITIONS).max(1000))?);
+            }
+            median_us.insert(bytes, best);
         }
         Ok(Self { name: format!("raw libfabric echo over {provider}"), median_us })
     }
@@ -71,6 +77,8 @@ fn round_trip_us(provider: &str, bytes: usize, rounds: usize) -> anyhow::Result<
 
 /// The far side: prints its name, then answers.
 pub fn serve(provider: &str) -> anyhow::Result<()> {
+    // Nobody answers, or wants to be answered, once the near side is gone.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     pin_to_core(SERVER_CORE)?;
     let server = Server::open(provider, place(provider, 0)?.as_ref())?;
     println!("{}", server.name());

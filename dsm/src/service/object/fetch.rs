@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use daos_types::{Checksum, Epoch, ObjectType};
 use daos_vos::{BlockRef, Container, Data, Error, FetchRequest, Fetched, Piece, ValueRef};
-use daos_xstream::{Bug, Class, Env, IoBuffer, RemoteBuffer, Spawn, rpc::Responder};
+use daos_xstream::{Bug, Class, Env, IoBuffer, RemoteBuffer, Spawn, join_all, rpc::Responder};
 use zerocopy::IntoBytes;
 
 use super::{ObjectService, fail};
@@ -21,27 +21,36 @@ const HEADER_BYTES: usize = size_of::<FetchHeader>();
 const RECORD_BYTES: usize = size_of::<FetchedRecord>();
 const PIECE_BYTES: usize = size_of::<FetchedPiece>();
 
+/// Loads from the block tier that overlap within one fetch.
+const LOADS_AT_ONCE: usize = 8;
+
 /// Everything that a fetch found.
 #[derive(Default)]
 struct Found {
     records: Vec<FetchedRecord>,
     pieces: Vec<FetchedPiece>,
-    /// Data, packed. What is on the block tier has room here and is loaded later.
+    /// Data that lies in the arena, packed. Once a fetch is complete and goes inline, all data.
     data: Vec<u8>,
+    /// Bytes of all data.
+    data_bytes: u64,
     segments: Vec<Segment>,
 }
 
 /// A run of data.
 struct Segment {
-    /// Where in [`Found::data`].
-    at: usize,
-    length: usize,
     /// Where in the client's memory.
     place: u64,
-    /// Where on the block tier, if it has to be loaded.
-    stored: Option<BlockRef>,
-    /// The piece whose checksum has to be computed then.
+    length: usize,
+    source: Source,
+    /// The piece whose checksum is that of the data.
     piece: Option<usize>,
+}
+
+enum Source {
+    /// From this byte of [`Found::data`] on.
+    Arena(usize),
+    /// On the block tier.
+    Stored(BlockRef),
 }
 
 impl<E: Env> ObjectService<E> {
@@ -57,17 +66,21 @@ impl<E: Env> ObjectService<E> {
             Ok(found) => found,
             Err(error) => return fail(responder, &error),
         };
-        let fits = found.body_bytes() + found.data.len() <= responder.body_bytes_max();
-        if fits && found.segments.iter().all(|segment| segment.stored.is_none()) {
-            handle.traffic.read.add(found.data.len() as u64);
+        let fits = found.body_bytes() as u64 + found.data_bytes <= responder.body_bytes_max() as u64;
+        if fits && found.segments.iter().all(|segment| matches!(segment.source, Source::Arena(_))) {
+            handle.traffic.read.add(found.data_bytes);
             return found.reply(responder);
         }
         let remote = (!fits).then(|| request.remote());
         let handle = handle.clone();
         self.env.scheduler().spawn(Class::Foreground, "bulk fetch", async move {
-            match found.complete(&handle.container, remote, &responder).await {
+            let completed = match remote {
+                Some(remote) => found.push(&handle.container, remote, &responder).await,
+                None => found.pack(&handle.container).await,
+            };
+            match completed {
                 Ok(found) => {
-                    handle.traffic.read.add(found.data.len() as u64);
+                    handle.traffic.read.add(found.data_bytes);
                     match remote {
                         Some(_) => found.reply_by_bulk(responder),
                         None => found.reply(responder),
@@ -117,9 +130,9 @@ impl<E: Env> ObjectService<E> {
                 found.add(0, None, Data::Stored(block));
                 let handle = handle.clone();
                 self.env.scheduler().spawn(Class::Foreground, "fetch from the block tier", async move {
-                    match found.complete(&handle.container, None, &responder).await {
+                    match found.pack(&handle.container).await {
                         Ok(found) => {
-                            handle.traffic.read.add(found.data.len() as u64);
+                            handle.traffic.read.add(found.data_bytes);
                             found.reply(responder);
                         }
                         Err(refusal) => responder.fail(refusal.status, &refusal.message),
@@ -160,7 +173,7 @@ fn find<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>, room: usi
     let mut base = 0u64;
     for record in request.records() {
         let data_room = if request.is_bulk() { usize::MAX } else { body_room };
-        let before = (found.pieces.len(), found.data.len());
+        let before = (found.pieces.len(), found.data_bytes);
         match record.kind {
             RecordKind::Extent => {
                 find_extent(container, request, &record, base, (body_room, data_room), &mut found)?;
@@ -187,7 +200,7 @@ fn find<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>, room: usi
         }
         base += record.length;
         let pieces_bytes = (found.pieces.len() - before.0) * PIECE_BYTES;
-        let data_bytes = if request.is_bulk() { 0 } else { found.data.len() - before.1 };
+        let data_bytes = if request.is_bulk() { 0 } else { (found.data_bytes - before.1) as usize };
         body_room = body_room.saturating_sub(pieces_bytes + data_bytes);
     }
     Ok(found)
@@ -248,75 +261,109 @@ fn find_extent<E: Env>(
 
 impl Found {
     fn add(&mut self, place: u64, piece: Option<usize>, data: Data<'_>) {
-        let at = self.data.len();
-        let (length, stored) = match data {
+        let (length, source) = match data {
             Data::Inline(bytes) => {
+                let at = self.data.len();
                 self.data.extend_from_slice(bytes);
-                (bytes.len(), None)
+                (bytes.len(), Source::Arena(at))
             }
-            Data::Stored(block) => {
-                let length = block.len() as usize;
-                self.data.resize(at + length, 0);
-                (length, Some(block))
-            }
+            Data::Stored(block) => (block.len() as usize, Source::Stored(block)),
         };
-        self.segments.push(Segment { at, length, place, stored, piece });
+        self.data_bytes += length as u64;
+        self.segments.push(Segment { place, length, source, piece });
     }
 
     fn body_bytes(&self) -> usize {
         HEADER_BYTES + self.records.len() * RECORD_BYTES + self.pieces.len() * PIECE_BYTES
     }
 
-    /// Loads what is on the block tier, and with `remote` brings everything to the client.
-    async fn complete<E: Env>(
-        mut self,
-        container: &Container<E>,
-        remote: Option<RemoteBuffer>,
-        responder: &Responder<E>,
-    ) -> Result<Self, Refusal> {
-        for index in 0..self.segments.len() {
-            let Segment { at, length, stored, piece, .. } = &mut self.segments[index];
-            let (at, length, piece) = (*at, *length, *piece);
-            if let Some(block) = stored.take() {
-                let loaded = container.pool().load(&block).await?;
-                self.data[at..at + length].copy_from_slice(loaded.as_slice());
-                if let Some(piece) = piece {
-                    let old = self.pieces[piece];
-                    let checksum = Checksum(crc32c::crc32c(loaded.as_slice()));
-                    self.pieces[piece] =
-                        FetchedPiece::new(PieceKind::Data(checksum), old.epoch(), old.length());
+    /// Loads what is on the block tier, and packs everything in order.
+    async fn pack<E: Env>(mut self, container: &Container<E>) -> Result<Self, Refusal> {
+        let mut packed = Vec::with_capacity(self.data_bytes as usize);
+        let segments = std::mem::take(&mut self.segments);
+        for group in segments.chunks(LOADS_AT_ONCE) {
+            for (segment, loaded) in group.iter().zip(self.load(container, group).await?) {
+                match (&segment.source, loaded) {
+                    (Source::Arena(at), _) => packed.extend_from_slice(&self.data[*at..at + segment.length]),
+                    (Source::Stored(_), loaded) => {
+                        packed.extend_from_slice(loaded.as_ref().map_or(&[], IoBuffer::as_slice));
+                    }
                 }
             }
         }
-        let Some(remote) = remote else { return Ok(self) };
-        let mut next = 0;
-        while next < self.segments.len() {
-            // What lies side by side here and there goes in one transfer.
-            let first = &self.segments[next];
-            let (at, place, mut length) = (first.at, first.place, first.length);
-            next += 1;
-            while let Some(segment) = self.segments.get(next)
-                && segment.place == place + length as u64
-            {
-                length += segment.length;
-                next += 1;
+        self.data = packed;
+        Ok(self)
+    }
+
+    /// Brings everything to the client's memory. What is on the block tier goes there from the memory that it was loaded
+    /// into.
+    async fn push<E: Env>(
+        mut self,
+        container: &Container<E>,
+        remote: RemoteBuffer,
+        responder: &Responder<E>,
+    ) -> Result<Self, Refusal> {
+        let segments = std::mem::take(&mut self.segments);
+        for group in segments.chunks(LOADS_AT_ONCE) {
+            let mut loaded = self.load(container, group).await?.into_iter();
+            let mut rest = group;
+            while let Some(first) = rest.first() {
+                let mut length = first.length;
+                let (count, buffer) = match first.source {
+                    Source::Stored(_) => (1, loaded.next().flatten()),
+                    Source::Arena(at) => {
+                        // What lies side by side here and there goes in one transfer.
+                        let mut count = 1;
+                        while let Some(next) = rest.get(count)
+                            && matches!(next.source, Source::Arena(_))
+                            && next.place == first.place + length as u64
+                        {
+                            length += next.length;
+                            count += 1;
+                        }
+                        loaded.nth(count - 1);
+                        (count, Some(IoBuffer::copy_of(&self.data[at..at + length])))
+                    }
+                };
+                let buffer = buffer.unwrap_or_else(|| IoBuffer::zeroed(0));
+                responder.push(remote, first.place, buffer).await.1?;
+                rest = &rest[count..];
             }
-            let buffer = IoBuffer::copy_of(&self.data[at..at + length]);
-            responder.push(remote, place, buffer).await.1?;
         }
         Ok(self)
     }
 
+    /// Loads those segments that are on the block tier, all at once, and fills in the checksums of their pieces.
+    async fn load<E: Env>(
+        &mut self,
+        container: &Container<E>,
+        segments: &[Segment],
+    ) -> Result<Vec<Option<IoBuffer>>, Refusal> {
+        let loads = segments.iter().map(async |segment| match &segment.source {
+            Source::Arena(_) => Ok(None),
+            Source::Stored(block) => container.pool().load(block).await.map(Some),
+        });
+        let loaded = join_all(loads).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        for (segment, buffer) in segments.iter().zip(&loaded) {
+            if let (Some(piece), Some(buffer)) = (segment.piece, buffer) {
+                let old = self.pieces[piece];
+                let checksum = Checksum(crc32c::crc32c(buffer.as_slice()));
+                self.pieces[piece] = FetchedPiece::new(PieceKind::Data(checksum), old.epoch(), old.length());
+            }
+        }
+        Ok(loaded)
+    }
+
     fn reply<E: Env>(&self, responder: Responder<E>) {
         let header =
-            FetchHeader::new(0, self.records.len() as u16, self.pieces.len() as u32, self.data.len() as u64);
+            FetchHeader::new(0, self.records.len() as u16, self.pieces.len() as u32, self.data_bytes);
         let (records, pieces) = (self.records.as_bytes(), self.pieces.as_bytes());
         responder.reply(&[header.as_bytes(), records, pieces, &self.data]);
     }
 
     fn reply_by_bulk<E: Env>(&self, responder: Responder<E>) {
         let (records, pieces) = (self.records.len() as u16, self.pieces.len() as u32);
-        let header = FetchHeader::new(FETCH_BULK, records, pieces, self.data.len() as u64);
+        let header = FetchHeader::new(FETCH_BULK, records, pieces, self.data_bytes);
         responder.reply(&[header.as_bytes(), self.records.as_bytes(), self.pieces.as_bytes()]);
     }
 }
