@@ -79,6 +79,7 @@ impl<E: Env> Endpoint<E> {
             doomed: RefCell::default(),
             alarm_at: Cell::new(Time::NEVER),
             alarm: Notify::new(),
+            poll_time: Cell::new(None),
             config,
         }));
         env.locals().insert(Rc::new(endpoint.clone()));
