@@ -107,6 +107,15 @@ impl Row {
         self
     }
 
+    /// As [`latency_limit`](Self::latency_limit), with a ratio that was measured otherwise than by the medians of all.
+    pub fn latency_ratio(self, name: &str, (limit_us, ratio): (f64, f64), at_most: f64) -> Self {
+        let mut row = self.latency_limit(name, limit_us, at_most);
+        if let Some(limit) = &mut row.limit {
+            (limit.ratio, limit.reached) = (ratio, Some(ratio <= at_most));
+        }
+        row
+    }
+
     /// Holds the rate against `limit` operations per second; the goal is a ratio of at least `at_least`.
     pub fn rate_limit(mut self, name: &str, limit: f64, at_least: f64) -> Self {
         let ratio = self.ops_per_s / limit;

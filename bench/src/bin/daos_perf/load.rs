@@ -13,21 +13,21 @@ use daos_xstream::{Class, Env, spawn_joined};
 /// Part of the time that warms up and does not count.
 const WARM_UP: f64 = 0.2;
 
-/// Runs `operation` with growing numbers, `depth` at a time, for `seconds`; the CPU time is that of process `pid`.
+/// Runs `operation` with growing numbers from `numbers` on, `depth` at a time, for `seconds`; the CPU time is that of process
+/// `pid`.
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures the real machine")]
 pub fn run<F: Future<Output = anyhow::Result<()>> + 'static>(
     client: &Client,
     pid: u32,
     seconds: f64,
     depth: u32,
-    operation: impl Fn(u64) -> F + 'static,
+    numbers: &Rc<Cell<u64>>,
+    operation: &Rc<impl Fn(u64) -> F + 'static>,
 ) -> anyhow::Result<Measured> {
-    let operation = Rc::new(operation);
-    let numbers = Rc::new(Cell::new(0));
-    round(client, seconds * WARM_UP, depth, &operation, &numbers)?;
+    round(client, seconds * WARM_UP, depth, operation, numbers)?;
     let cpu = cpu_time(pid)?;
     let start = Instant::now();
-    let latencies = round(client, seconds, depth, &operation, &numbers)?;
+    let latencies = round(client, seconds, depth, operation, numbers)?;
     let elapsed_s = start.elapsed().as_secs_f64();
     let cpu_s = (cpu_time(pid)?.saturating_sub(cpu)).as_secs_f64();
     Ok(Measured { operations: latencies.len(), latencies, elapsed_s, cpu_s, allocations: None })
@@ -67,4 +67,37 @@ fn round<F: Future<Output = anyhow::Result<()>> + 'static>(
         }
         Ok(all)
     })
+}
+
+/// Runs `operation` one at a time and measures `limit_us`, in turns: what the machine does to one it does to the other, such
+/// as moving the cores of a virtual machine further apart. Returns what came out, the median limit, and the median of the
+/// turns' ratios.
+pub fn in_turns<F: Future<Output = anyhow::Result<()>> + 'static>(
+    client: &Client,
+    pid: u32,
+    seconds: f64,
+    operation: impl Fn(u64) -> F + 'static,
+    limit_us: impl Fn() -> anyhow::Result<f64>,
+) -> anyhow::Result<(Measured, f64, f64)> {
+    const TURNS: usize = 5;
+    let (operation, numbers) = (Rc::new(operation), Rc::default());
+    let mut all =
+        Measured { latencies: latencies(), operations: 0, elapsed_s: 0.0, cpu_s: 0.0, allocations: None };
+    let (mut limits, mut ratios) = (Vec::new(), Vec::new());
+    for _ in 0..TURNS {
+        let before = limit_us()?;
+        let turn = run(client, pid, seconds / TURNS as f64, 1, &numbers, &operation)?;
+        let limit = (before + limit_us()?) / 2.0;
+        limits.push(limit);
+        ratios.push(turn.latencies.value_at_quantile(0.5) as f64 / 1e3 / limit);
+        all.latencies.add(&turn.latencies)?;
+        all.operations += turn.operations;
+        all.elapsed_s += turn.elapsed_s;
+        all.cpu_s += turn.cpu_s;
+    }
+    let median = |values: &mut Vec<f64>| {
+        values.sort_unstable_by(f64::total_cmp);
+        values[TURNS / 2]
+    };
+    Ok((all, median(&mut limits), median(&mut ratios)))
 }

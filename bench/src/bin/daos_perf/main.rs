@@ -82,6 +82,9 @@ struct Bench {
     seconds: f64,
     cases: Vec<String>,
     printer: Printer,
+    /// A folder on the disk that is measured.
+    scratch: PathBuf,
+    /// Median of a raw durable write there.
     durable_us: f64,
 }
 
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<()> {
         seconds: arguments.seconds,
         cases: arguments.cases,
         printer: Printer { json: arguments.json },
+        scratch: arguments.scratch.clone(),
         durable_us: 0.0,
     };
     if bench.wants("kv-update-durable") {
