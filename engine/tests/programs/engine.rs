@@ -111,6 +111,8 @@ impl Engine {
     /// Starts it in the folder as it is and waits until it serves.
     pub fn start_again(&mut self) {
         assert!(self.process.is_none(), "it runs");
+        // What a killed engine left there would be taken for the new one's.
+        let _ = fs::remove_file(self.dir().join("daos.json"));
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let process = engine_command()
             .args(["--dev", "--targets", "2", "--log", "info", "--dir"])
