@@ -21,7 +21,7 @@ use daos_umem::{
     Sealed, Transaction,
     space::{Extent, Freed, Reservation as Room, SpaceMap},
 };
-use daos_xstream::{BLOCK_BYTES, Durability, Env, IoBuffer, Media, MediaFile};
+use daos_xstream::{BLOCK_BYTES, Durability, Env, IoBuffer, Media, MediaError, MediaFile};
 
 use crate::{
     Checksums, Error,
@@ -34,6 +34,7 @@ const BLOCK: u64 = BLOCK_BYTES as u64;
 pub(crate) struct BlockTier<E: Env> {
     file: <E::Media as Media>::File,
     pub space: Rc<RefCell<SpaceMap>>,
+    failed: Cell<bool>,
 }
 
 /// Blocks taken in memory, and whether a record names them.
@@ -211,7 +212,7 @@ impl BlockRef {
 
 impl<E: Env> BlockTier<E> {
     pub fn new(file: <E::Media as Media>::File, space: SpaceMap) -> Self {
-        Self { file, space: Rc::new(RefCell::new(space)) }
+        Self { file, space: Rc::new(RefCell::new(space)), failed: Cell::new(false) }
     }
 
     /// Lets blocks be handed out again whose frees are settled at `persisted` and unseen by readers.
@@ -234,7 +235,12 @@ impl<E: Env> BlockTier<E> {
         Some(Reservation(Rc::new(reserved)))
     }
 
-    /// Writes `buffer` into reserved blocks, durably.
+    /// Whether a write has failed: since then it is unknown which of the blocks that were written lately are durable.
+    pub fn has_failed(&self) -> bool {
+        self.failed.get()
+    }
+
+    /// Writes `buffer` into reserved blocks, durably. Once a write has failed none succeeds, also not one that was under way.
     pub async fn write(
         &self,
         reservation: Reservation,
@@ -253,6 +259,10 @@ impl<E: Env> BlockTier<E> {
         let (mut buffer, result) = self.file.write(position, buffer, Durability::Durable).await;
         buffer.set_len(length);
         let length = length as u64;
+        self.failed.set(self.failed.get() || matches!(result, Err(MediaError::Failed(_))));
+        if result.is_ok() && self.failed.get() {
+            return (buffer, Err(Error::ReadOnly));
+        }
         let stored = result
             .map(|()| StoredExtent { position, length, chunk_bytes, chunk_offset, checksums, reservation })
             .map_err(from_media);

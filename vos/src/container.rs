@@ -121,10 +121,30 @@ impl<E: Env> Container<E> {
         &self,
         change: impl FnOnce(&mut Batch<'_, '_, '_>) -> Result<R, X>,
     ) -> Result<(R, Sealed), X> {
+        self.batch(false, change)
+    }
+
+    /// As [`transaction`](Self::transaction), for changes without which nothing can be given back, such as removals: they may
+    /// use the heap's reserve.
+    pub fn reserved_transaction<R, X: From<Error>>(
+        &self,
+        change: impl FnOnce(&mut Batch<'_, '_, '_>) -> Result<R, X>,
+    ) -> Result<(R, Sealed), X> {
+        self.batch(true, change)
+    }
+
+    fn batch<R, X: From<Error>>(
+        &self,
+        reserved: bool,
+        change: impl FnOnce(&mut Batch<'_, '_, '_>) -> Result<R, X>,
+    ) -> Result<(R, Sealed), X> {
         self.check()?;
         let mut failure = None;
         let (scratch, pins) = (&self.0.scratch, &self.0.pool.0.pins);
         let result = self.edit(|editor| {
+            if reserved {
+                editor.tx.use_reserve();
+            }
             change(&mut Batch { editor, scratch, pins }).map_err(|error| {
                 failure = Some(error);
                 Error::Invalid("the transaction was abandoned")
@@ -387,12 +407,12 @@ impl<E: Env> Container<E> {
         }
     }
 
-    /// Removes everything, in slices.
-    pub(crate) async fn empty(&self) -> Result<(), Error> {
+    /// Removes everything, in slices, for as long as `is_there` says that the container's record is still its own.
+    pub(crate) async fn empty(&self, is_there: impl Fn() -> Result<bool, Error>) -> Result<(), Error> {
         let mut more = true;
         while more {
             self.0.pool.between_slices().await?;
-            (more, _) = self.edit_slice(destroy::slice)?;
+            more = is_there()? && self.edit_slice(destroy::slice)?.0;
         }
         Ok(())
     }

@@ -284,7 +284,14 @@ impl<E: Env> Pool<E> {
             reservation = blocks.reserve(bytes);
         }
         match reservation {
-            Some(reservation) => blocks.write(reservation, buffer, chunk, checksums).await,
+            Some(reservation) => {
+                let (buffer, stored) = blocks.write(reservation, buffer, chunk, checksums).await;
+                if blocks.has_failed() {
+                    // A flush may have covered data of others whose own flush then reports success.
+                    self.0.store.fail("the block tier failed");
+                }
+                (buffer, stored)
+            }
             None => (buffer, Err(Error::NoSpace("block tier"))),
         }
     }
@@ -344,19 +351,29 @@ impl<E: Env> Pool<E> {
         })?;
         self.0.generation.set(self.0.generation.get() + 1);
         let _ = self.persisted(sealed).await?;
-        let container = Container::new(self.clone(), uuid, record);
-        container.empty().await?;
+        // Somebody else may destroy it too, and be done at any moment; its record is another's then.
+        let is_there = || self.is_being_destroyed(uuid, record);
+        Container::new(self.clone(), uuid, record).empty(is_there).await?;
+        if !is_there()? {
+            return Ok(self.0.store.heap().sealed());
+        }
         self.0.cache.borrow_mut().group = None;
         let root_place = self.containers_place();
         let ((), sealed) = self.transaction(|tx| {
-            let probe = Probe::number(uuid.as_u128());
-            if tree::remove(tx, Containers, root_place, &probe)?.is_some() {
-                memory::free(tx, record)?;
-                self.count_containers(tx, -1)?;
-            }
-            Ok(())
+            let _ = tree::remove(tx, Containers, root_place, &Probe::number(uuid.as_u128()))?;
+            memory::free(tx, record)?;
+            self.count_containers(tx, -1)
         })?;
         Ok(sealed)
+    }
+
+    /// Whether `record` still is the container's, and marked to be destroyed.
+    fn is_being_destroyed(&self, uuid: Uuid, record: u64) -> Result<bool, Error> {
+        let heap = self.0.store.heap();
+        if self.find_container(&heap, uuid)? != Some(record) {
+            return Ok(false);
+        }
+        Ok(memory::read::<ContainerRecord>(&heap, record)?.destroying != 0)
     }
 
     /// The UUIDs of all containers, in order.

@@ -71,18 +71,25 @@ impl Content<'_> {
         }
     }
 
-    /// Whether the version at `place` holds the same.
-    fn is_that_of(&self, heap: &Heap, place: u64) -> Result<bool, Error> {
+    /// Whether the version at `place` is known to hold the same. What is stored on the block tier is not read for that: equal
+    /// checksums tell a repetition, but do not show that a change has nothing to change.
+    fn is_that_of(&self, heap: &Heap, place: u64, conflict: Conflict) -> Result<bool, Error> {
+        let repeats = conflict == Conflict::Refuse;
         let version: &Version = memory::read(heap, place)?;
         Ok(match *self {
             Content::Punched => version.flags & PUNCHED != 0,
             Content::Inline(bytes, checksum) => {
                 version.flags & PUNCHED == 0
                     && (version.length as usize, version.checksum) == (bytes.len(), checksum.0)
-                    && (version.flags & STORED != 0 || inline_bytes(heap, place)? == bytes)
+                    && match version.flags & STORED {
+                        0 => inline_bytes(heap, place)? == bytes,
+                        _ => repeats,
+                    }
             }
             Content::Stored(_, length, checksum) => {
-                version.flags & PUNCHED == 0 && (version.length, version.checksum) == (length, checksum.0)
+                repeats
+                    && version.flags & PUNCHED == 0
+                    && (version.length, version.checksum) == (length, checksum.0)
             }
         })
     }
@@ -134,7 +141,7 @@ pub(crate) fn put(
     if let Some(old) = old {
         let record: Version = *editor.read(old)?;
         let heap = editor.heap();
-        let verdict = judge(record.stamp(), writer, conflict, || content.is_that_of(heap, old))?;
+        let verdict = judge(record.stamp(), writer, conflict, || content.is_that_of(heap, old, conflict))?;
         if verdict == Verdict::Keep {
             return Ok(false);
         }

@@ -142,7 +142,8 @@ impl<E: Env> Rdb<E> {
         if batch.changes.is_empty() {
             return Ok(());
         }
-        let ((), sealed) = self.container.transaction(|tx| {
+        // What fills a target up must not keep its handles from being closed.
+        let ((), sealed) = self.container.reserved_transaction(|tx| {
             for (table, key, value) in &batch.changes {
                 let value = value.as_ref().map(|bytes| Value::Inline(bytes, Checksum(crc32c::crc32c(bytes))));
                 let update = [KeyUpdate { key, value }];

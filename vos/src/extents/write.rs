@@ -37,8 +37,9 @@ pub(crate) struct NewExtent<'a> {
 }
 
 impl NewExtent<'_> {
-    /// Whether the extent at `place` holds the same.
-    fn is_that_of(&self, editor: &Editor<'_, '_>, place: u64) -> Result<bool, Error> {
+    /// Whether the extent at `place` is known to hold the same; as for single values, equal checksums of what is stored on the
+    /// block tier tell a repetition only.
+    fn is_that_of(&self, editor: &Editor<'_, '_>, place: u64, conflict: Conflict) -> Result<bool, Error> {
         let heap = editor.heap();
         let extent: &Extent = editor.read(place)?;
         if (extent.start, extent.end) != (self.range.start, self.range.end) {
@@ -55,7 +56,7 @@ impl NewExtent<'_> {
                         super::locate(heap, place, self.range.clone())?,
                         super::ExtentSource::Inline(stored) if stored == bytes
                     ),
-                    _ => true,
+                    _ => conflict == Conflict::Refuse,
                 }
             }
         })
@@ -94,7 +95,7 @@ pub(crate) fn insert(
         match (old_rebuild, rebuild) {
             (false, true) => kept.push(old.start..old.end),
             (true, false) => replaced.push(place),
-            _ if new.is_that_of(editor, place)? => return Ok(false),
+            _ if new.is_that_of(editor, place, conflict)? => return Ok(false),
             _ if conflict == Conflict::LastWins => replaced.push(place),
             _ => return Err(refused),
         }

@@ -189,7 +189,7 @@ pub(super) fn punch<E: Env>(
     if request.has(flags::DKEY) {
         return container.punch(object, epoch, writer, conflict, &Punch::Dkey(dkey));
     }
-    let ((), sealed) = container.transaction(|tx| {
+    let ((), sealed) = container.reserved_transaction(|tx| {
         for record in request.records() {
             let range = record.offset..record.offset + record.length;
             let punch = match (object.object_type(), record.kind) {

@@ -229,6 +229,14 @@ impl<E: Env> Store<E> {
         self.0.wal.as_ref().map(|wal| wal.counters.get()).unwrap_or_default()
     }
 
+    /// Makes the heap read-only because media that belong to it, though not to this layer, are in an unknown state: nothing
+    /// that is not durable yet becomes so. Without a log nothing waits to become durable, and this does nothing.
+    pub fn fail(&self, reason: &str) {
+        if let Some(wal) = &self.0.wal {
+            wal.fail(&reason);
+        }
+    }
+
     /// (bytes of the log in use, bytes of the log, dirty pages).
     pub fn log_usage(&self) -> (u64, u64, u64) {
         match &self.0.wal {
