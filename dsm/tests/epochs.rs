@@ -72,8 +72,9 @@ fn epochs_are_whole_after_power_is_lost() {
                 let identity = daos_dsm::access::Identity { uid: 1000, gid: 1000 };
                 let config = daos_dsm::client::ClientConfig::new(identity);
                 let caller = daos_dsm::client::Caller::new(endpoint, config);
-                let service = daos_dsm::client::Service::new(caller.clone(), vec![address]);
-                let handle = common::Client { caller, service }.open(OpenOptions::NO_TRANSACTION).await;
+                let service = daos_dsm::client::Service::new(caller.clone(), vec![address.clone()]);
+                let handle =
+                    common::Client { caller, service, address }.open(OpenOptions::NO_TRANSACTION).await;
                 let io = handle.objects();
                 for epoch in 1..40 {
                     for target in 0..2 {
