@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use common::*;
 use daos_dsm::{
@@ -14,14 +14,14 @@ use daos_dsm::{
         self, container,
         control::{self, *},
         management,
-        object::{self, UpdateRecord, encode_update},
+        object::{self, FetchReply, Outcome, ReadRecord, UpdateRecord, encode_fetch, encode_update},
         pool,
     },
 };
 use daos_types::Epoch;
 use daos_xstream::{
-    PeerId,
-    rpc::{Call, Endpoint, Opcode, RpcError, Status},
+    PeerId, RemoteBuffer, join_all,
+    rpc::{Call, Endpoint, EndpointConfig, Opcode, RpcError, Status},
 };
 use daos_xstream_sim::{Loss, SimEnv};
 use uuid::Uuid;
@@ -244,4 +244,70 @@ fn assert_serves_pools(cluster: &Cluster) {
     cluster.run(&cluster.client(), |client| async move {
         client.connect().await.disconnect().await.expect("disconnected");
     });
+}
+
+/// A small request made the engine gather any number of large values.
+#[test]
+fn a_fetch_brings_no_more_than_there_is_room_for() {
+    let cluster = Cluster::new(1);
+    cluster.run(&cluster.client(), |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        let io = handle.objects();
+        let value = vec![7; 100_000];
+        let records = [UpdateRecord::Value { key: b"k", value: &value }];
+        io.update(at(0, kv(1)), handle.held(), 0, b"", &records).await.unwrap();
+        let hostile = Hostile::new(&client).await;
+        let wanted = vec![ReadRecord::Value { key: b"k", room: 0 }; 100];
+        let mut body = Vec::new();
+        let nowhere = RemoteBuffer { key: 8, offset: 0, length: 0 };
+        encode_fetch(&mut body, kv(1), handle.held(), b"", &wanted, Some(nowhere));
+        let fetch = Opcode::new(rpc::module::OBJECT, rpc::object_procedure::FETCH);
+        let reply = hostile.send(fetch, handle.handle(), &body).await.expect("an answer without data");
+        let reply = FetchReply::parse(&reply).expect("a fetch's reply");
+        assert_eq!(reply.records().count(), 100);
+        for record in reply.records() {
+            assert!(matches!(record.outcome, Outcome::TooLong { length: 100_000 }), "{:?}", record.outcome);
+        }
+    });
+}
+
+/// Requests of clients that had died, waiting for an epoch that never came, took all places for ever.
+#[test]
+fn waits_of_dead_clients_end() {
+    let cluster = Cluster::new(1);
+    let first = cluster.client();
+    let (pool_handle, handle) = (uuid(5), uuid(6));
+    cluster.run(&first, move |client| async move {
+        client.make().await;
+        let hostile = Hostile::new(&client).await;
+        hostile.connect("tank", pool_handle).await.unwrap();
+        hostile.open(pool_handle, name("box"), handle).await.unwrap();
+    });
+    let places = EndpointConfig::default();
+    let each = places.calls_per_peer_max;
+    let started = Rc::new(Cell::new(0));
+    for number in 0..=places.requests_max / each {
+        let waiting = cluster.client();
+        let (address, sent) = (cluster.engine.address(0), started.clone());
+        waiting.start(move |env| {
+            let (address, sent) = (address.clone(), sent.clone());
+            async move {
+                let endpoint = Endpoint::new(&env, EndpointConfig::default());
+                let peer = endpoint.connect(&address).await.unwrap();
+                let body = control::encode(&EpochRequest { epoch: Epoch(1 << 40) });
+                let opcode = Opcode::new(rpc::module::CONTAINER, container::EPOCH_WAIT);
+                let timeout = Duration::from_secs(4000);
+                let call = Call { opcode, handle, timeout, ..Call::default() };
+                sent.set(sent.get() + 1);
+                let parts: [&[u8]; 1] = [&body];
+                let _ = join_all((0..each).map(|_| endpoint.call(peer, &call, &parts))).await;
+            }
+        });
+        cluster.sim.run_until(Duration::from_secs(60), || started.get() > number).unwrap();
+        cluster.sim.run_for(Duration::from_millis(100)).unwrap();
+        waiting.kill(Loss::Process);
+    }
+    cluster.sim.run_for(Duration::from_secs(2)).unwrap();
+    assert_serves(&cluster);
 }

@@ -336,6 +336,8 @@ impl<E: Env> Control<E> {
                     owner.gone_since = Some(now);
                 }
             }
+            // Its requests that wait for an epoch end.
+            pool.committed.notify_all();
         }
         self.lost.notify_one();
     }

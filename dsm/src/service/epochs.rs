@@ -1,9 +1,9 @@
 //! Epochs of containers: held, flushed, committed, waited for; snapshots and attributes.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use daos_types::Epoch;
-use daos_xstream::{Env, rpc::Status, timeout};
+use daos_xstream::{Clock, Env, rpc::Status, timeout};
 use uuid::Uuid;
 
 use super::{
@@ -25,6 +25,9 @@ use crate::{
         },
     },
 };
+
+/// The longest that a request waits for an epoch.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 impl<E: Env> Control<E> {
     /// The procedures that answer with the handle's epochs.
@@ -63,10 +66,15 @@ impl<E: Env> Control<E> {
             }
             container::EPOCH_WAIT => {
                 let epoch = ask.body::<EpochRequest>()?.epoch;
-                let waited = timeout(self.env.clock(), self.deadline(&ask.responder), async {
+                // Whoever wants to wait longer asks again: a place among the requests in progress is not for ever.
+                let end = self.deadline(&ask.responder).min(self.env.clock().now() + WAIT_MAX);
+                let waited = timeout(self.env.clock(), end, async {
                     while pool.tables.borrow_mut().container(container)?.epochs.hce() < epoch {
                         // The connection's end, or the handle's, ends the wait too.
                         pool.committed.notified().await;
+                        if !ask.responder.is_wanted() {
+                            return Err(Status::BAD_HANDLE.into());
+                        }
                         pool.tables.borrow().open_handle(handle)?;
                     }
                     Ok::<(), Refusal>(())
@@ -217,6 +225,7 @@ impl<E: Env> Control<E> {
         }
         names.retain(|name| request.after.as_ref().is_none_or(|after| name > after));
         names.sort_unstable();
+        names.dedup();
         let mut failed = None;
         let read = names.into_iter().map_while(|name| match pool.rdb.get(table, name.as_bytes()) {
             Ok(value) => Some(value.map(|value| (name, value))),

@@ -15,7 +15,8 @@ pub struct EndpointConfig {
     pub calls_per_peer_max: u32,
     /// Requests of one peer being served; more are refused as busy.
     pub requests_per_peer_max: u32,
-    /// Requests of all peers being served; more are refused as busy.
+    /// Requests of all peers being served; more are refused as busy. One in 16 of these places is only for the modules
+    /// `SYSTEM` and `MANAGEMENT`.
     pub requests_max: u32,
     /// Messages kept for a peer that the fabric does not take yet; one more and the peer is disconnected.
     pub outbox_messages_max: usize,

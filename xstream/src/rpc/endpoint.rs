@@ -15,6 +15,7 @@ use super::{
     counters::count,
     header::RequestFields,
     meter::Meters,
+    module,
     peer::{Peer, Peers},
 };
 use crate::{
@@ -24,6 +25,9 @@ use crate::{
 
 /// Longest text that is kept of a refusal.
 const MESSAGE_BYTES_MAX: usize = 1024;
+
+/// One in so many places for requests is kept for the modules `SYSTEM` and `MANAGEMENT`.
+const REQUESTS_RESERVED_SHARE: u32 = 16;
 
 /// What [`Endpoint::expose`] ends with: the exposure and its name, or the buffer and why not.
 pub type Exposure<E> = Result<(<<E as Env>::Fabric as Fabric>::Exposed, RemoteBuffer), (IoBuffer, RpcError)>;
@@ -291,7 +295,7 @@ impl<E: Env> Inner<E> {
             return self.blame(peer);
         };
         if peer.requests_open.get() >= self.config.requests_per_peer_max
-            || self.requests_open.get() >= self.config.requests_max
+            || self.requests_open.get() >= self.requests_max_for(header.opcode().module())
         {
             count(&self.counters.requests_refused_busy);
             return refuse(Status::BUSY, "");
@@ -303,6 +307,15 @@ impl<E: Env> Inner<E> {
         };
         let responder = Responder::new(self, peer, header, arrived, deadline);
         service.call(Request { header, body, peer: peer.id }, responder);
+    }
+
+    /// Requests that may be open when one for `module` comes. The last places are for those who look after the engine.
+    fn requests_max_for(&self, module: u8) -> u32 {
+        let all = self.config.requests_max;
+        match module {
+            module::SYSTEM | module::MANAGEMENT => all,
+            _ => all - all / REQUESTS_RESERVED_SHARE,
+        }
     }
 
     /// Takes a reply.

@@ -179,8 +179,8 @@ fn find<E: Env>(container: &Container<E>, request: &ObjectRequest<'_>, room: usi
                 find_extent(container, request, &record, base, (body_room, data_room), &mut found)?;
             }
             _ => {
-                let slot =
-                    if request.is_bulk() && record.length > 0 { record.length as usize } else { data_room };
+                // With a remote buffer, what the client has made room for, all of it together being limited by the parser.
+                let slot = if request.is_bulk() { record.length as usize } else { data_room };
                 let wanted = value_request(request, &record);
                 container.fetch(&wanted, epoch_of(container, request), |fetched| match fetched {
                     Fetched::Miss => found.records.push(FetchedRecord::new(Outcome::Miss, 0)),
