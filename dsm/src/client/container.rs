@@ -3,7 +3,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use daos_types::{Epoch, EpochRange};
-use daos_xstream::Env;
+use daos_xstream::{Env, rpc::Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -217,7 +217,8 @@ impl<E: Env> ContainerHandle<E> {
     pub async fn wait(&self, epoch: Epoch) -> Result<EpochState, DsmError> {
         loop {
             match self.epochs(container::EPOCH_WAIT, &EpochRequest { epoch }).await {
-                Err(DsmError::TimedOut { .. }) => {}
+                // Here or there: the service lets nobody wait for ever.
+                Err(error) if error.status() == Status::TIMED_OUT => {}
                 done => return done,
             }
         }
