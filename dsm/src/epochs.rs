@@ -9,6 +9,8 @@
 //! * The container's HCE is below every LHE: nothing is committed that a handle may still write.
 //! * What is committed was flushed, and not written again since: a write to an epoch that its handle has flushed is told
 //!   to this state machine before it is made ([`ContainerEpochs::rewritten`]), and takes the flush back.
+//! * What is being discarded is not committed: meanwhile there is no flush and no commit of the handle, and a flush from
+//!   before counts no more. If the discard fails the handle is interrupted, for the epochs may be half there.
 //! * What a handle wrote and did not commit is named by [`EpochRange`]s that the state machine hands out to be discarded,
 //!   before the handle or its hold disappears.
 //!
@@ -57,6 +59,9 @@ pub struct HandleEpochs {
     /// A restart may have lost some of what it wrote and did not commit. Not stored: it follows from a restart.
     #[serde(skip)]
     pub interrupted: bool,
+    /// A discard of some of it is under way. Not stored: it is not under way after a restart.
+    #[serde(skip)]
+    pub discarding: bool,
 }
 
 /// The epochs of a container as one handle sees them; travels in replies.
@@ -142,9 +147,13 @@ pub enum EpochError {
         /// The first that can be written.
         next: Epoch,
     },
-    /// The engine has restarted and may have lost writes of uncommitted epochs. Discard them and write them again.
-    #[error("the engine has restarted: uncommitted epochs must be discarded and written again")]
+    /// The engine has restarted, or a discard has failed, and writes of uncommitted epochs may be lost. Discard all of
+    /// them and write them again.
+    #[error("writes may be lost: uncommitted epochs must be discarded and written again")]
     Interrupted,
+    /// Another request is discarding what the handle has written. A retry helps.
+    #[error("what the handle has written is being discarded")]
+    Discarding,
     /// The epoch cannot be used for this. A retry cannot help.
     #[error("epoch {epoch} is out of range: {low} to {high} would do")]
     OutOfRange {
@@ -249,6 +258,7 @@ impl ContainerEpochs {
                 flushed: hce,
                 rewrites: 0,
                 interrupted: false,
+                discarding: false,
             };
             self.replace(handle, Some(record));
         }
@@ -263,7 +273,7 @@ impl ContainerEpochs {
 
     /// What a [`hold`](Self::hold) of `epoch` will give up and must be discarded before.
     pub fn given_up_by_hold(&self, handle: Uuid, epoch: Epoch) -> Result<Option<EpochRange>, EpochError> {
-        let record = self.handle(handle)?;
+        let record = self.undisturbed(handle)?;
         let held_from = match record.lhe {
             Some(lhe) => lhe,
             None => return Ok(None),
@@ -279,7 +289,7 @@ impl ContainerEpochs {
     /// Holds `epoch` and all above, as far as they are not committed: LHE = max(epoch, HCE + 1). Returns the LHE;
     /// [`Epoch::MAX`] asks for holding nothing and is returned for it.
     pub fn hold(&mut self, handle: Uuid, epoch: Epoch) -> Result<Epoch, EpochError> {
-        let mut record = *self.handle(handle)?;
+        let mut record = *self.undisturbed(handle)?;
         record.lhe = self.lhe_after_hold(&record, epoch)?;
         if record.lhe.is_none() {
             record.interrupted = false;
@@ -291,7 +301,7 @@ impl ContainerEpochs {
 
     /// Begins a flush up to `epoch`; what it returns is wanted when the flush has ended.
     pub fn begin_flush(&self, handle: Uuid, epoch: Epoch) -> Result<FlushBegun, EpochError> {
-        let record = self.handle(handle)?;
+        let record = self.undisturbed(handle)?;
         // What is committed is flushed, also if a restart has interrupted what came after.
         if record.interrupted && epoch > record.hce {
             return Err(EpochError::Interrupted);
@@ -328,6 +338,7 @@ impl ContainerEpochs {
         if epoch <= record.hce {
             return Ok(());
         }
+        self.undisturbed(handle)?;
         if epoch > EPOCH_LAST {
             let low = record.lhe.unwrap_or(record.hce.next());
             return Err(EpochError::OutOfRange { epoch, low, high: EPOCH_LAST });
@@ -361,18 +372,43 @@ impl ContainerEpochs {
         Ok(())
     }
 
-    /// The part of `range` that `handle` may discard: nothing that it has committed.
-    pub fn discardable(&self, handle: Uuid, range: EpochRange) -> Result<EpochRange, EpochError> {
-        Ok(EpochRange { low: range.low.max(self.handle(handle)?.hce.next()), high: range.high })
+    /// Begins a discard of what `handle` wrote in `range`, and returns the part of it that may be discarded: nothing that
+    /// it has committed. It ends with [`discarded`](Self::discarded) or [`discard_failed`](Self::discard_failed).
+    pub fn begin_discard(&mut self, handle: Uuid, range: EpochRange) -> Result<EpochRange, EpochError> {
+        let mut record = *self.undisturbed(handle)?;
+        let range = EpochRange { low: range.low.max(record.hce.next()), high: range.high };
+        // Nor does a flush count that is under way.
+        record.flushed = record.flushed.min(Epoch(range.low.0 - 1));
+        record.rewrites += 1;
+        record.discarding = true;
+        self.replace(handle, Some(record));
+        Ok(range)
     }
 
     /// Notes that the writes of `handle` in `range` are gone from all targets.
     pub fn discarded(&mut self, handle: Uuid, range: EpochRange) -> Result<(), EpochError> {
         let record = self.handles.get_mut(&handle).ok_or(EpochError::BadHandle)?;
+        record.discarding = false;
         if range.low <= record.hce.next() && range.high >= EPOCH_LAST {
             record.interrupted = false;
         }
         Ok(())
+    }
+
+    /// Notes that a discard has failed: its writes may be gone from some targets.
+    pub fn discard_failed(&mut self, handle: Uuid) {
+        if let Some(record) = self.handles.get_mut(&handle) {
+            record.discarding = false;
+            record.interrupted = true;
+        }
+    }
+
+    /// The record of a handle of which nothing is being discarded.
+    fn undisturbed(&self, handle: Uuid) -> Result<&HandleEpochs, EpochError> {
+        match self.handle(handle)? {
+            record if record.discarding => Err(EpochError::Discarding),
+            record => Ok(record),
+        }
     }
 
     /// Moves the handle's LRE forward to `epoch`, at most to the container's HCE, never back. Returns it.

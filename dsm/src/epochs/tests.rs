@@ -54,10 +54,11 @@ fn step(epochs: &mut ContainerEpochs, row: &str) -> Result<String, EpochError> {
         "rewrite" => epochs.rewritten(handle, number(2))?,
         "commit" => epochs.commit(handle, number(2))?,
         "uncommitted" => return Ok(range(epochs.uncommitted(handle)?)),
-        "discardable" => {
+        "begin-discard" => {
             let asked = EpochRange { low: number(2), high: number(3) };
-            return Ok(range(epochs.discardable(handle, asked)?));
+            return Ok(range(epochs.begin_discard(handle, asked)?));
         }
+        "discard-fails" => epochs.discard_failed(handle),
         "discard" => epochs.discarded(handle, EpochRange { low: number(2), high: number(3) })?,
         "slip" => {
             epochs.slip(handle, number(2))?;

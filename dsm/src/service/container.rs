@@ -13,7 +13,7 @@ use super::{
     records::{self, ContainerRecord, Kind},
     refusal::{Refusal, reserved},
     state::{ContainerState, OpenHandle, PoolState, permit},
-    target::{all_or_first_error, on_all_targets},
+    target::{HandleInfo, all_or_first_error, on_all_targets},
 };
 use crate::{
     access::{Acl, Capabilities, Ownership},
@@ -221,13 +221,10 @@ impl<E: Env> Control<E> {
             if request.capabilities.permits(Capabilities::WRITE) {
                 permit(pool_handle.capabilities, Capabilities::WRITE)?;
             }
-            let known = state.handles.entry(ask.handle).or_insert(OpenHandle {
-                pool_handle: request.pool_handle,
-                capabilities: request.capabilities,
-                shared: request.shared,
-                closing: false,
+            let known = state.handles.entry(ask.handle).or_insert_with(|| {
+                OpenHandle::new(request.pool_handle, request.capabilities, request.shared)
             });
-            if known.closing {
+            if known.closing || known.revoked {
                 return Err(Refusal::new(Status::BAD_HANDLE, "the handle is being closed"));
             }
             container
@@ -262,27 +259,36 @@ impl<E: Env> Control<E> {
     /// Tells every target what it has to know of a handle.
     pub(super) async fn tell_handle(&self, pool: &PoolState<E>, handle: Uuid) -> Result<(), Refusal> {
         let info = pool.tables.borrow().info(pool.uuid, handle)?;
+        self.tell(info).await
+    }
+
+    /// Tells every target this.
+    pub(super) async fn tell(&self, info: HandleInfo) -> Result<(), Refusal> {
         let told =
             on_all_targets(&self.env, move |target| async move { target.install(&info).map(drop) }).await;
         all_or_first_error(told).map(drop)
     }
 
     /// Closes a handle, whether its owner asks for it or it is evicted: no target takes it any more, then what it did not
-    /// commit is discarded, then it is gone. A crash in between leaves it open, to be closed again.
+    /// commit is discarded, then it is gone. A crash in between leaves it open, to be closed again. A failure in between
+    /// leaves a handle that can only be closed, which is tried again until it succeeds.
     pub(super) async fn close(&self, pool: &Rc<PoolState<E>>, handle: Uuid) -> Result<(), Refusal> {
-        let (info, range) = {
+        let open = pool.tables.borrow().container_of.get(&handle).copied();
+        let Some(container) = open else { return Ok(pool.rdb.settled().await?) };
+        let (info, range, first) = {
             let tables = &mut *pool.tables.borrow_mut();
-            let Some(container) = tables.container_of.get(&handle).copied() else { return Ok(()) };
             let state = tables.container(container)?;
             let range = state.epochs.uncommitted(handle)?;
             if state.handles.get(&handle).is_some_and(|open| open.closing) {
                 return Err(Refusal::new(Status::TRY_AGAIN, "the handle is being closed"));
             }
-            let info = tables.info(pool.uuid, handle)?;
+            let info = tables.info_of_any(pool.uuid, handle)?;
+            let mut first = true;
             if let Some(open) = tables.container(container)?.handles.get_mut(&handle) {
                 open.closing = true;
+                first = !open.revoked;
             }
-            (info, range)
+            (info, range, first)
         };
         let result = self.close_everywhere(pool, &info, range).await;
         if result.is_err()
@@ -290,6 +296,10 @@ impl<E: Env> Control<E> {
             && let Some(open) = state.handles.get_mut(&handle)
         {
             open.closing = false;
+            // Whoever asked may not come back. The sweep does, at intervals of its own from the second time on.
+            if first {
+                self.lost.notify_one();
+            }
         }
         result
     }
@@ -297,10 +307,13 @@ impl<E: Env> Control<E> {
     async fn close_everywhere(
         &self,
         pool: &Rc<PoolState<E>>,
-        info: &super::target::HandleInfo,
+        info: &HandleInfo,
         range: EpochRange,
     ) -> Result<(), Refusal> {
         let (info, handle) = (*info, info.handle);
+        if let Some(open) = pool.tables.borrow_mut().container(info.container)?.handles.get_mut(&handle) {
+            open.revoked = true;
+        }
         let revoked = on_all_targets(&self.env, move |target| async move {
             target.revoke(handle);
             Ok(())
@@ -325,7 +338,7 @@ impl<E: Env> Control<E> {
 
     pub(super) async fn discard_everywhere(
         &self,
-        info: &super::target::HandleInfo,
+        info: &HandleInfo,
         range: EpochRange,
     ) -> Result<(), Refusal> {
         if range.is_empty() {

@@ -88,8 +88,8 @@ pub struct Control<E: Env> {
     ready: Cell<bool>,
     /// It has been said in the log that the identity of clients is believed.
     trust_logged: Cell<bool>,
-    /// Told when a handle has lost its user.
-    lost: Notify,
+    /// Told when a handle has lost its user, or could not be closed.
+    pub(super) lost: Notify,
 }
 
 /// Starts the services of one xstream; on the service xstream (core 0) opens the pools and returns once they can be used.
@@ -394,6 +394,9 @@ impl<E: Env> Control<E> {
 
     /// The same, whatever was opened with it.
     fn end_of_own_grace(&self, tables: &Tables, handle: Uuid, owner: &Owner) -> Time {
+        if tables.is_half_closed(handle) {
+            return Time(0);
+        }
         let Some(since) = owner.gone_since else { return Time::NEVER };
         if tables.open_handle(handle).is_ok_and(|(_, open)| open.shared) {
             return Time::NEVER;

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use daos_types::Epoch;
+use daos_types::{Epoch, EpochRange};
 use daos_xstream::{Clock, Env, rpc::Status, timeout};
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::{
     records,
     refusal::Refusal,
     state::{PoolState, permit},
-    target::{all_or_first_error, on_all_targets},
+    target::{HandleInfo, all_or_first_error, on_all_targets},
 };
 use crate::{
     access::Capabilities,
@@ -58,11 +58,17 @@ impl<E: Env> Control<E> {
             }
             container::EPOCH_DISCARD => {
                 let asked = ask.body::<EpochDiscard>()?.range;
-                let range =
-                    pool.tables.borrow_mut().container(container)?.epochs.discardable(handle, asked)?;
                 let info = pool.tables.borrow().info(pool.uuid, handle)?;
-                self.discard_everywhere(&info, range).await?;
-                pool.tables.borrow_mut().container(container)?.epochs.discarded(handle, range)?;
+                let range = pool.begin_discard(container, handle, asked)?;
+                match self.discard_everywhere(&info, range).await {
+                    Ok(()) => {
+                        pool.tables.borrow_mut().container(container)?.epochs.discarded(handle, range)?
+                    }
+                    Err(refusal) => {
+                        pool.discard_failed(container, handle);
+                        return Err(refusal);
+                    }
+                }
             }
             container::EPOCH_WAIT => {
                 let epoch = ask.body::<EpochRequest>()?.epoch;
@@ -126,15 +132,48 @@ impl<E: Env> Control<E> {
     ) -> Result<(), Refusal> {
         let given_up =
             pool.tables.borrow_mut().container(container)?.epochs.given_up_by_hold(handle, epoch)?;
-        if let Some(range) = given_up {
-            let info = pool.tables.borrow().info(pool.uuid, handle)?;
-            self.discard_everywhere(&info, range).await?;
+        match given_up {
+            Some(range) => self.raise_hold(pool, container, handle, range, epoch).await?,
+            None => pool
+                .change_epochs(container, handle, Batch::default(), |epochs| Ok(epochs.hold(handle, epoch)?))
+                .map(drop)?,
         }
-        pool.change_epochs(container, handle, Batch::default(), |epochs| Ok(epochs.hold(handle, epoch)?))?;
+        pool.tables.borrow_mut().begin_hold(handle);
         pool.rdb.settled().await?;
         // A hold that was raised may have been all that was in the way of other handles' commits.
         pool.committed.notify_all();
         self.tell_handle(pool, handle).await
+    }
+
+    /// A hold that gives up `range`. Targets refuse writes there first: one that was under way would otherwise come after
+    /// the discard, and be committed with a later epoch. Then it is discarded, and then the hold is what it is.
+    async fn raise_hold(
+        &self,
+        pool: &Rc<PoolState<E>>,
+        container: Uuid,
+        handle: Uuid,
+        range: EpochRange,
+        epoch: Epoch,
+    ) -> Result<(), Refusal> {
+        let range = pool.begin_discard(container, handle, range)?;
+        pool.tables.borrow_mut().begin_hold(handle);
+        let result = async {
+            let info = pool.tables.borrow().info(pool.uuid, handle)?;
+            self.tell(HandleInfo { lhe: Epoch(range.high.0.saturating_add(1)), ..info }).await?;
+            self.discard_everywhere(&info, range).await?;
+            pool.change_epochs(container, handle, Batch::default(), |epochs| {
+                epochs.discarded(handle, range)?;
+                Ok(epochs.hold(handle, epoch)?)
+            })
+        };
+        let Err(refusal) = result.await else { return Ok(()) };
+        pool.discard_failed(container, handle);
+        pool.tables.borrow_mut().begin_hold(handle);
+        // What cannot be told now is told with the next hold or flush.
+        if let Err(untold) = self.tell_handle(pool, handle).await {
+            tracing::warn!(%handle, error = untold.message, "a hold that failed could not be taken back everywhere");
+        }
+        Err(refusal)
     }
 
     async fn flush(

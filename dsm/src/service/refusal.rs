@@ -73,6 +73,7 @@ impl From<EpochError> for Refusal {
             EpochError::BadHandle => Status::BAD_HANDLE,
             EpochError::Interrupted => Status::INTERRUPTED,
             EpochError::NotFlushed { .. } => Status::NOT_FLUSHED,
+            EpochError::Discarding => Status::TRY_AGAIN,
             _ => Status::BAD_EPOCH,
         };
         Self::new(status, error.to_string())

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use daos_types::Epoch;
+use daos_types::{Epoch, EpochRange};
 use daos_vos::Pool;
 use daos_xstream::{Env, PeerId, Time, rpc::Status, sync::Notify};
 use uuid::Uuid;
@@ -82,8 +82,19 @@ pub struct OpenHandle {
     pub capabilities: Capabilities,
     /// It outlives the connection that opened it.
     pub shared: bool,
+    /// How often its LHE was changed by a hold since the service started: which of two things that targets are told is newer.
+    pub holds: u64,
     /// It is being closed.
     pub closing: bool,
+    /// Targets have begun to refuse it: it can only be closed, if need be again, for what it wrote may be half discarded.
+    pub revoked: bool,
+}
+
+impl OpenHandle {
+    /// A handle that is open.
+    pub fn new(pool_handle: Uuid, capabilities: Capabilities, shared: bool) -> Self {
+        Self { pool_handle, capabilities, shared, holds: 0, closing: false, revoked: false }
+    }
 }
 
 /// Who uses a handle.
@@ -137,7 +148,7 @@ impl<E: Env> PoolState<E> {
                 let handle = records::uuid_at(&key, 1)?;
                 let stored: HandleRecord = records::decode(&value)?;
                 let HandleRecord { pool_handle, capabilities, shared, epochs: own } = stored;
-                handles.insert(handle, OpenHandle { pool_handle, capabilities, shared, closing: false });
+                handles.insert(handle, OpenHandle::new(pool_handle, capabilities, shared));
                 epochs.push((handle, own));
                 tables.add_open(handle, container, pool_handle);
                 tables.owners.insert(handle, unused);
@@ -175,6 +186,23 @@ impl<E: Env> PoolState<E> {
             state.epochs.restore(before);
         }
         outcome
+    }
+
+    /// Begins a discard of what a handle wrote in `range`; returns the part of it that may be discarded.
+    pub fn begin_discard(
+        &self,
+        container: Uuid,
+        handle: Uuid,
+        range: EpochRange,
+    ) -> Result<EpochRange, Refusal> {
+        Ok(self.tables.borrow_mut().container(container)?.epochs.begin_discard(handle, range)?)
+    }
+
+    /// Notes that a discard has failed.
+    pub fn discard_failed(&self, container: Uuid, handle: Uuid) {
+        if let Ok(state) = self.tables.borrow_mut().container(container) {
+            state.epochs.discard_failed(handle);
+        }
     }
 
     /// Commits several handles in one batch: all or none. They must be open, in containers of this pool.
@@ -286,15 +314,39 @@ impl Tables {
         let container = *self.container_of.get(&handle).ok_or_else(bad)?;
         let open = self.containers.get(&container).and_then(|state| state.handles.get(&handle));
         match open {
-            Some(open) if !open.closing => Ok((container, open.clone())),
+            Some(open) if !open.closing && !open.revoked => Ok((container, open.clone())),
             _ => Err(bad()),
         }
     }
 
-    /// What targets are told about a handle.
+    /// Whether closing the handle has failed after it had begun. Nothing else is possible with it.
+    pub fn is_half_closed(&self, handle: Uuid) -> bool {
+        let container = self.container_of.get(&handle).and_then(|container| self.containers.get(container));
+        let open = container.and_then(|state| state.handles.get(&handle));
+        open.is_some_and(|open| open.revoked && !open.closing)
+    }
+
+    /// Makes what targets are told of a handle's LHE from now on newer than what they were told before.
+    pub fn begin_hold(&mut self, handle: Uuid) {
+        let container =
+            self.container_of.get(&handle).and_then(|container| self.containers.get_mut(container));
+        if let Some(open) = container.and_then(|state| state.handles.get_mut(&handle)) {
+            open.holds += 1;
+        }
+    }
+
+    /// What targets are told about an open handle.
     pub fn info(&self, pool: Uuid, handle: Uuid) -> Result<HandleInfo, Refusal> {
-        let (container, open) = self.open_handle(handle)?;
+        self.open_handle(handle)?;
+        self.info_of_any(pool, handle)
+    }
+
+    /// The same, of one that may be half closed.
+    pub fn info_of_any(&self, pool: Uuid, handle: Uuid) -> Result<HandleInfo, Refusal> {
+        let bad = || Refusal::new(Status::BAD_HANDLE, "the container handle is not open");
+        let container = *self.container_of.get(&handle).ok_or_else(bad)?;
         let state = self.containers.get(&container).ok_or(Status::NOT_FOUND)?;
+        let open = state.handles.get(&handle).ok_or_else(bad)?;
         let epochs = state.epochs.handle(handle)?;
         Ok(HandleInfo {
             pool,
@@ -303,6 +355,7 @@ impl Tables {
             cookie: epochs.cookie,
             capabilities: open.capabilities,
             lhe: epochs.lhe.unwrap_or(Epoch::MAX),
+            holds: open.holds,
             flushed: epochs.flushed,
         })
     }

@@ -9,6 +9,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, VecDeque},
     rc::Rc,
     time::Duration,
@@ -53,6 +54,8 @@ pub struct HandleInfo {
     pub capabilities: Capabilities,
     /// Its lowest held epoch; [`Epoch::MAX`] if it holds nothing.
     pub lhe: Epoch,
+    /// How many holds there were before that: what is told of fewer comes late.
+    pub holds: u64,
     /// Everything it wrote up to here is flushed.
     pub flushed: Epoch,
 }
@@ -71,6 +74,8 @@ pub struct Handle<E: Env> {
     pub traffic: Traffic,
     /// The lowest held epoch, as far as the target was told.
     pub lhe: Cell<Epoch>,
+    /// The number of holds that this comes from.
+    holds: Cell<u64>,
     /// The highest epoch that was flushed. Writes up to here ask the service first: it must not commit them unflushed.
     flushed: Cell<Epoch>,
     /// Flushes that have begun.
@@ -90,6 +95,14 @@ impl<E: Env> Handle<E> {
             Status::SHUTTING_DOWN => Err((Status::SHUTTING_DOWN, STOPPING)),
             status => Err((status, "the handle was closed")),
         }
+    }
+
+    /// Takes in what the service told of the held epochs. Answers and collectives may come in any order; a newer hold may
+    /// lower the LHE, nothing else may.
+    fn learn(&self, info: &HandleInfo) {
+        let (holds, lhe) = newer_hold((self.holds.get(), self.lhe.get()), (info.holds, info.lhe));
+        self.holds.set(holds);
+        self.lhe.set(lhe);
     }
 
     /// Whether a write at `epoch` comes after a flush of it, and so has to be [announced](Self::announce) first.
@@ -352,7 +365,7 @@ impl<E: Env> Target<E> {
             if (handle.pool, handle.container_uuid) != (info.pool, info.container) {
                 return Err(Refusal::new(Status::EXISTS, "the handle is open for another container"));
             }
-            handle.lhe.set(info.lhe);
+            handle.learn(info);
             return Ok(handle);
         }
         let vpool = self.vpool(info.pool)?;
@@ -371,6 +384,7 @@ impl<E: Env> Target<E> {
             capabilities: info.capabilities,
             traffic: self.traffic.clone(),
             lhe: Cell::new(info.lhe),
+            holds: Cell::new(info.holds),
             flushed: Cell::new(info.flushed),
             flushes: Cell::new(0),
             pool: info.pool,
@@ -446,6 +460,15 @@ impl<E: Env> Target<E> {
     }
 }
 
+/// What holds, of two things told: the number of holds, and the LHE. Without a hold in between, an LHE only rises.
+fn newer_hold(known: (u64, Epoch), told: (u64, Epoch)) -> (u64, Epoch) {
+    match told.0.cmp(&known.0) {
+        Ordering::Less => known,
+        Ordering::Equal => known.max(told),
+        Ordering::Greater => told,
+    }
+}
+
 /// `sum` with what another log has done, but not with its size.
 fn with_counts(sum: LogUsage, log: &LogUsage) -> LogUsage {
     LogUsage {
@@ -480,4 +503,18 @@ where
 /// The first error of a collective, if there is one.
 pub fn all_or_first_error<R>(results: Vec<Result<R, Refusal>>) -> Result<Vec<R>, Refusal> {
     results.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_newer_hold_lowers_the_lhe() {
+        let known = (3, Epoch(5));
+        assert_eq!(newer_hold(known, (2, Epoch(9))), known, "an answer from before the last hold");
+        assert_eq!(newer_hold(known, (3, Epoch(1))), known, "an answer from before a commit");
+        assert_eq!(newer_hold(known, (3, Epoch(7))), (3, Epoch(7)), "a commit since");
+        assert_eq!(newer_hold(known, (4, Epoch(1))), (4, Epoch(1)), "a lower hold");
+    }
 }
