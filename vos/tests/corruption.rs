@@ -18,7 +18,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
 async fn look<E: Env>(env: &E, what: &str) -> bool {
     let pool = match Pool::open(env, "pool").await {
         Ok(pool) => pool,
-        Err(Error::Heap(message)) => {
+        Err(Error::Heap(message) | Error::Damaged(message)) => {
             assert!(
                 message.contains("pool/") && message.contains("byte"),
                 "{what}: {message} names no place"
