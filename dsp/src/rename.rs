@@ -97,11 +97,15 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         written.map_err(FsError::from).map_err(half_done)?;
         let removed = from.parent.document.remove_dkey(epoch, from_name).await;
         removed.map_err(FsError::from).map_err(half_done)?;
-        match (replaced_directory, &target_now) {
-            (Some(directory), _) => directory.set_removed(),
-            (None, Some(target)) => to.parent.remove_content(&turn, to_name, target).await?,
-            (None, None) => {}
-        }
+        // What fails from here on leaves unused data behind; the rename has happened, and an open file goes with its name.
+        let cleared = match (replaced_directory, &target_now) {
+            (Some(directory), _) => {
+                directory.set_removed();
+                Ok(())
+            }
+            (None, Some(target)) => to.parent.remove_content(&turn, to_name, target).await,
+            (None, None) => Ok(()),
+        };
         if is_directory {
             shared.moves.set(shared.moves.get() + 1);
         }
@@ -112,7 +116,7 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
             }
             shared.open_files.borrow_mut().insert((to.parent.object(), to_name.clone()), open);
         }
-        return Ok(true);
+        return cleared.map(|()| true);
     }
 }
 
