@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use daos_dsr::client::{Anchor, Array, Document, Page, Record};
 use daos_types::{Epoch, ObjectId};
-use daos_xstream::join_all;
+use daos_xstream::{both, join_all};
 
 use crate::{
     Attributes, File, FileType, FsError, Inode, SetAttributes,
@@ -440,26 +440,4 @@ impl<T: Store> Directory<T> {
         changed?;
         Ok(touched?)
     }
-}
-
-/// Waits for both.
-pub(crate) async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    use std::{future::poll_fn, pin::pin, task::Poll};
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut a, mut b) = (None, None);
-    poll_fn(|context| {
-        if a.is_none()
-            && let Poll::Ready(value) = first.as_mut().poll(context)
-        {
-            a = Some(value);
-        }
-        if b.is_none()
-            && let Poll::Ready(value) = second.as_mut().poll(context)
-        {
-            b = Some(value);
-        }
-        if a.is_some() && b.is_some() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    (a.expect("it is done"), b.expect("it is done"))
 }

@@ -7,11 +7,11 @@ use std::{
 
 use daos_dsr::client::{ARRAY_BYTES_MAX, Array, Document, Fetched, Record};
 use daos_types::ObjectId;
-use daos_xstream::IoBuffer;
+use daos_xstream::{IoBuffer, both};
 
 use crate::{
     Directory, FileType, FsError, Inode,
-    directory::{Place, both},
+    directory::Place,
     error::shown,
     fs::{Shared, Store},
     layout::{WRITING, akey},

@@ -4,17 +4,7 @@ mod common;
 
 use common::{attributes, block_on, new_fs, options};
 use daos_dsp::{Fs, FsError, Options};
-use daos_xstream::join_all;
-
-/// Both at the same time.
-async fn both<A, B>(a: impl Future<Output = A>, b: impl Future<Output = B>) -> (A, B) {
-    type Boxed<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>;
-    let (mut first, mut second) = (None, None);
-    let work: [Boxed<'_>; 2] =
-        [Box::pin(async { first = Some(a.await) }), Box::pin(async { second = Some(b.await) })];
-    join_all(work).await;
-    (first.expect("it has ended"), second.expect("it has ended"))
-}
+use daos_xstream::both;
 
 /// Two writes to one first block, of which a sync puts one into the next epoch.
 #[test]

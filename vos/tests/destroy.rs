@@ -1,15 +1,10 @@
 //! A container that is destroyed by two at once.
 
-use std::{
-    future::{Future, poll_fn},
-    pin::pin,
-    task::Poll,
-};
-
 use daos_types::{Checksum, Cookie, Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind};
 use daos_vos::{
     Conflict, Container, FetchRequest, Fetched, KeyUpdate, MediaKind, Pool, PoolOptions, Update, Value,
 };
+use daos_xstream::both;
 use daos_xstream_sim::{Config, SimEnv, Simulation};
 use uuid::Uuid;
 
@@ -27,26 +22,6 @@ fn put(container: &Container<SimEnv>, number: u64) {
 fn is_there(container: &Container<SimEnv>, number: u64) -> bool {
     let request = FetchRequest { object: object(number), dkey: b"key", akey: None };
     container.fetch(&request, Epoch::MAX, |found| matches!(found, Fetched::Value(_))).expect("fetched")
-}
-
-async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let (mut a, mut b) = (None, None);
-    poll_fn(|context| {
-        if a.is_none()
-            && let Poll::Ready(value) = first.as_mut().poll(context)
-        {
-            a = Some(value);
-        }
-        if b.is_none()
-            && let Poll::Ready(value) = second.as_mut().poll(context)
-        {
-            b = Some(value);
-        }
-        if a.is_some() && b.is_some() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    (a.expect("it has ended"), b.expect("it has ended"))
 }
 
 /// The slower one must not go on in what the faster one's record has become: here, another container's.

@@ -66,6 +66,27 @@ pub fn spawn_joined<S: Spawn, T: 'static>(
     receiver
 }
 
+/// Waits for both results, without allocating.
+pub async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let (mut a, mut b) = (None, None);
+    poll_fn(|context| {
+        if a.is_none()
+            && let Poll::Ready(value) = first.as_mut().poll(context)
+        {
+            a = Some(value);
+        }
+        if b.is_none()
+            && let Poll::Ready(value) = second.as_mut().poll(context)
+        {
+            b = Some(value);
+        }
+        if a.is_some() && b.is_some() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    (a.expect("it is done"), b.expect("it is done"))
+}
+
 /// Waits for all results; they come in the order of the futures.
 pub async fn join_all<T, F: Future<Output = T>>(futures: impl IntoIterator<Item = F>) -> Vec<T> {
     let mut futures: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();

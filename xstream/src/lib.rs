@@ -39,7 +39,7 @@ mod time;
 
 pub use absent::{NoFabric, NoFile, NoMailbox, NoMedia};
 pub use buffer::{BLOCK_BYTES, IoBuffer};
-pub use combine::{Either, Elapsed, join_all, race, spawn_joined, submit_to, timeout};
+pub use combine::{Either, Elapsed, both, join_all, race, spawn_joined, submit_to, timeout};
 pub use env::{Bug, Env};
 pub use fabric::{Access, Address, Credentials, Fabric, FabricError, PeerId, RemoteBuffer, Sink};
 pub use fabric_counters::{FabricCounters, Kind as CounterKind};

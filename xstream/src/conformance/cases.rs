@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Access, Address, Clock, Env, Fabric, FabricCounters, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng,
-    join_all,
+    both, join_all,
     rpc::{Call, Endpoint, Opcode, Reply, RpcError, Status},
 };
 
@@ -91,17 +91,6 @@ async fn disconnecting<E: Env>(endpoint: &Endpoint<E>, address: &Address) -> Out
     let reply =
         second.call(ECHO, b"again").await.map_err(|error| format!("after connecting again: {error}"))?;
     check(reply.body() == b"again", || "a wrong echo after connecting again".to_owned())
-}
-
-async fn both<A, B>(first: impl Future<Output = A>, second: impl Future<Output = B>) -> (A, B) {
-    let (mut a, mut b) = (None, None);
-    {
-        let first = async { a = Some(first.await) };
-        let second = async { b = Some(second.await) };
-        let futures: [std::pin::Pin<Box<dyn Future<Output = ()>>>; 2] = [Box::pin(first), Box::pin(second)];
-        join_all(futures).await;
-    }
-    (a.expect("the first was awaited"), b.expect("the second was awaited"))
 }
 
 impl<E: Env> Driver<'_, E> {
