@@ -9,10 +9,12 @@ use common::{Cluster, POOL_BYTES, label, name};
 use daos_dsm::{
     access::Capabilities,
     client::{DsmError, OpenOptions, PoolSpec},
+    service::{Batch, Rdb, Table, Target},
 };
 use daos_types::Epoch;
 use daos_xstream::{Clock, Env, rpc::Status};
 use daos_xstream_sim::{Config, Loss};
+use uuid::Uuid;
 
 fn spec(text: &str) -> PoolSpec {
     PoolSpec { label: Some(label(text)), bytes: POOL_BYTES, ..PoolSpec::default() }
@@ -208,4 +210,45 @@ fn lists_longer_than_a_message_are_whole() {
         let long = vec![("x".repeat(600), Some(vec![]))];
         assert_eq!(status(handle.attributes_set(long).await), Some(Status::INVALID));
     });
+}
+
+/// Before its UUID was refused, a client could make a container with the UUID of the pool's own: it was listed, and could
+/// neither be opened nor destroyed. The next start forgets it, and keeps everything else.
+#[test]
+fn a_container_with_the_reserved_uuid_is_forgotten_at_the_next_start() {
+    const RESERVED: Uuid = Uuid::from_u128(0xda05_0000_0000_0000_0000_0000_0000_0001);
+    let cluster = Cluster::new(5);
+    let client = cluster.client();
+    let (pool, container) = cluster.run(&client, |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        common::put(&handle.objects(), 0, handle.held().0, "a", b"v").await.expect("written");
+        handle.flush(handle.held()).await.expect("flushed");
+        handle.commit(handle.held()).await.expect("committed");
+        (handle.pool().pool(), handle.container())
+    });
+    let planted = cluster.sim.block_on(&cluster.engine, move |env| async move {
+        let vpool = Target::of(&env).await.vpool(pool).expect("the vpool");
+        let rdb = Rdb::open(&vpool).expect("the records");
+        let mut batch = Batch::default();
+        let key = |letter: &[u8], uuid: Uuid| [letter, uuid.as_bytes()].concat();
+        for letter in [b"c ", b"e "] {
+            let record = rdb.get(Table::Main, &key(letter, container)).expect("read").expect("a record");
+            batch.put(Table::Main, key(letter, RESERVED), record);
+        }
+        rdb.submit(&batch).expect("planted");
+        rdb.settled().await.expect("settled");
+    });
+    planted.expect("ends");
+    for _ in 0..2 {
+        cluster.restart(Loss::Power);
+        cluster.run(&client, move |client| async move {
+            let pool = client.connect().await;
+            let listed: Vec<_> = pool.list_containers().await.expect("listed");
+            assert_eq!(listed.iter().map(|entry| entry.uuid).collect::<Vec<_>>(), [container]);
+            let handle = pool.container_open(name("box"), OpenOptions::READ).await.expect("opened");
+            let read = common::get(&handle.objects(), 0, u64::MAX - 2, "a").await;
+            assert_eq!(read, Some(b"v".to_vec()));
+        });
+    }
 }

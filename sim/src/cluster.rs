@@ -21,6 +21,7 @@ use daos_xstream::{
 use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
 
 use crate::{
+    casks,
     model::{HandleKey, Model},
     plan::{Helper, Plan},
     ponds, tree,
@@ -73,6 +74,8 @@ pub struct Shared {
     pub calm: Cell<bool>,
     /// The file system, if there is one.
     pub tree: RefCell<tree::State>,
+    /// Containers that the helper makes and destroys, if it does.
+    pub casks: casks::State,
     /// Pools that the engine lists when all is over.
     pub pools: RefCell<BTreeSet<uuid::Uuid>>,
     /// The helper has done everything; or there is none.
@@ -145,6 +148,7 @@ impl Cluster {
             model: RefCell::default(),
             slots,
             tree: RefCell::default(),
+            casks: casks::State::default(),
             pools: RefCell::default(),
             orphans: Cell::new(false),
             helper_done: Cell::new(plan.helper.is_none()),
@@ -266,6 +270,7 @@ impl Cluster {
                 match (shared.upgrade(), helper) {
                     (Some(shared), Helper::Tree) => tree::live(env, shared).await,
                     (Some(shared), Helper::Ponds) => ponds::live(env, shared).await,
+                    (Some(shared), Helper::Casks) => casks::live(env, shared).await,
                     (None, _) => {}
                 }
             }

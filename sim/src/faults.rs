@@ -14,6 +14,9 @@ impl Cluster {
     pub(crate) fn fault(&self) -> Result<(), Stopped> {
         let slot = self.sim.choose(self.clients.len() as u64) as usize;
         let loss = if self.sim.choose(4) == 0 { Loss::Process } else { Loss::Power };
+        if self.shared.plan.helper == Some(Helper::Casks) && self.sim.choose(2) == 0 {
+            return self.crash_while_destroying(loss);
+        }
         let kinds = if self.shared.plan.storage == Storage::Sound { 10 } else { 15 };
         match self.sim.choose(kinds) {
             0..5 => {
@@ -53,6 +56,23 @@ impl Cluster {
                 Storage::Tampered => self.heap_is_tampered_with(loss)?,
             },
         }
+        Ok(())
+    }
+
+    /// The engine crashes while a container is being destroyed, or soon before or after.
+    fn crash_while_destroying(&self, loss: Loss) -> Result<(), Stopped> {
+        let until = Duration::from_millis(500);
+        match self.sim.run_until(until, || self.shared.casks.destroying.get() || self.is_broken()) {
+            Ok(()) | Err(Stopped::TimeLimit(_)) => {}
+            other => return other,
+        }
+        let most = [2, 20, 200][self.sim.choose(3) as usize];
+        self.run_for(self.some(Duration::from_millis(most)))?;
+        if self.engine.is_alive() {
+            self.crash_engine(loss);
+        }
+        self.run_for(self.some(Duration::from_millis(50)))?;
+        self.start_engine();
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 
 mod audit;
 mod canary;
+mod casks;
 mod cluster;
 mod faults;
 mod model;

@@ -52,6 +52,8 @@ pub enum Helper {
     Tree,
     /// It makes and destroys pools.
     Ponds,
+    /// It makes and destroys containers.
+    Casks,
 }
 
 /// A small generator of the plan; the world has its own.
@@ -107,6 +109,7 @@ impl Plan {
             helper: match dice.roll(4) {
                 0 => Some(Helper::Tree),
                 1 => Some(Helper::Ponds),
+                2 => Some(Helper::Casks),
                 _ => None,
             },
         }

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     audit::audit,
+    casks,
     cluster::Cluster,
     plan::{Helper, Plan},
     ponds, tree,
@@ -141,6 +142,10 @@ impl Cluster {
         let shared = self.shared.clone();
         if self.shared.plan.helper == Some(Helper::Tree) {
             self.sim.block_on(&self.admin, |env| tree::audit(env, shared))?;
+        }
+        let shared = self.shared.clone();
+        if self.shared.plan.helper == Some(Helper::Casks) {
+            self.sim.block_on(&self.admin, |env| casks::audit(env, shared))?;
         }
         let shared = self.shared.clone();
         self.sim.block_on(&self.admin, |env| ponds::audit(env, shared))

@@ -21,8 +21,8 @@ use crate::{
     rpc::{
         container,
         control::{
-            ContainerCreate, ContainerDestroy, ContainerOpen, ContainerOpened, ContainerQueryReply, Name,
-            SnapshotList, SnapshotListRequest, page,
+            ContainerCreate, ContainerOpen, ContainerOpened, ContainerQueryReply, Name, SnapshotList,
+            SnapshotListRequest, page,
         },
     },
 };
@@ -97,6 +97,9 @@ impl<E: Env> Control<E> {
             {
                 return Err(Refusal::new(Status::EXISTS, format!("there is a container {label} already")));
             }
+            if tables.destroying.contains_key(&request.uuid) {
+                return Err(Refusal::new(Status::TRY_AGAIN, "the container of this UUID is being destroyed"));
+            }
             if request.uuid.is_nil() || request.properties.layout.len() > 64 {
                 return Err(Refusal::new(Status::INVALID, "a container needs a UUID and a short layout"));
             }
@@ -114,80 +117,9 @@ impl<E: Env> Control<E> {
                 batch.put(Table::Main, records::key(Kind::Container, &name), records::encode(&record));
                 batch.put(Table::Main, records::key(Kind::Hce, &name), records::encode(&epochs.record()));
                 pool.rdb.submit(&batch)?;
-                let state = ContainerState { record, epochs, handles: BTreeMap::new(), closing: false };
-                place.insert(state);
+                place.insert(ContainerState { record, epochs, handles: BTreeMap::new() });
             }
         }
-        Ok(pool.rdb.settled().await?)
-    }
-
-    async fn container_destroy(&self, ask: &Ask<E>) -> Result<(), Refusal> {
-        let request: ContainerDestroy = ask.body()?;
-        unless_reserved(&request.container)?;
-        let pool = self.pool_of(ask.handle, &ask.responder)?;
-        let (container, handles) = {
-            let mut tables = pool.tables.borrow_mut();
-            let identity = tables.pool_handle(ask.handle, Capabilities::READ)?.clone();
-            let Some(container) = tables.container_named(&request.container) else {
-                return match request.container {
-                    // By UUID: it was destroyed, and the reply was lost.
-                    Name::Uuid(_) => Ok(()),
-                    Name::Label(label) => {
-                        Err(Refusal::new(Status::NOT_FOUND, format!("the pool has no container {label}")))
-                    }
-                };
-            };
-            let state = tables.container(container)?;
-            let of_container = state.record.ownership.grants(identity.identity);
-            if !of_container.permits(Capabilities::DELETE_CONTAINER) {
-                permit(identity.capabilities, Capabilities::DELETE_CONTAINER)?;
-            }
-            if !state.handles.is_empty() && !request.force {
-                let message = format!("{} handles of the container are open", state.handles.len());
-                return Err(Refusal::new(Status::IN_USE, message));
-            }
-            state.closing = true;
-            (container, state.handles.keys().copied().collect::<Vec<_>>())
-        };
-        let result = self.container_remove(&pool, container, handles).await;
-        if result.is_err()
-            && let Ok(state) = pool.tables.borrow_mut().container(container)
-        {
-            state.closing = false;
-        }
-        result
-    }
-
-    async fn container_remove(
-        &self,
-        pool: &Rc<PoolState<E>>,
-        container: Uuid,
-        handles: Vec<Uuid>,
-    ) -> Result<(), Refusal> {
-        for handle in handles {
-            self.close(pool, handle).await?;
-        }
-        let uuid = pool.uuid;
-        let destroyed = on_all_targets(&self.env, move |target| async move {
-            target.container_destroy(uuid, container).await
-        });
-        all_or_first_error(destroyed.await)?;
-        let mut batch = Batch::default();
-        let name = [container.as_bytes().as_slice()];
-        batch.remove(Table::Main, records::key(Kind::Container, &name));
-        batch.remove(Table::Main, records::key(Kind::Hce, &name));
-        for (key, _) in pool.rdb.range(Table::Attributes(container), b"")? {
-            batch.remove(Table::Attributes(container), key);
-        }
-        {
-            let mut tables = pool.tables.borrow_mut();
-            for epoch in tables.container(container)?.epochs.snapshots() {
-                batch.remove(Table::Main, records::snapshot_key(container, epoch));
-            }
-            pool.rdb.submit(&batch)?;
-            tables.containers.remove(&container);
-        }
-        pool.committed.notify_all();
         Ok(pool.rdb.settled().await?)
     }
 
@@ -200,21 +132,17 @@ impl<E: Env> Control<E> {
         unless_reserved(&request.container)?;
         let named = pool.tables.borrow().container_named(&request.container);
         self.unless_taken(ask.handle, pool.uuid, Some(named.unwrap_or_default()))?;
-        let container = {
+        let pool_handle = pool.tables.borrow().pool_handle(request.pool_handle, Capabilities::READ)?.clone();
+        let Some(container) = named else {
+            // That it was destroyed may not be for good yet.
+            pool.rdb.settled().await?;
+            let message =
+                format!("the pool has no container {}; daos container list shows its own", request.container);
+            return Err(Refusal::new(Status::NOT_FOUND, message));
+        };
+        {
             let tables = &mut *pool.tables.borrow_mut();
-            let pool_handle = tables.pool_handle(request.pool_handle, Capabilities::READ)?.clone();
-            let missing = || {
-                let message = format!(
-                    "the pool has no container {}; daos container list shows its own",
-                    request.container
-                );
-                Refusal::new(Status::NOT_FOUND, message)
-            };
-            let container = named.ok_or_else(missing)?;
             let state = tables.container(container)?;
-            if state.closing {
-                return Err(missing());
-            }
             let granted = state.record.ownership.grants(pool_handle.identity);
             permit(granted, request.capabilities)
                 .map_err(|refusal| Refusal::new(Status::ACCESS_DENIED, refusal.message))?;
@@ -227,8 +155,7 @@ impl<E: Env> Control<E> {
             if known.closing || known.revoked {
                 return Err(Refusal::new(Status::BAD_HANDLE, "the handle is being closed"));
             }
-            container
-        };
+        }
         let fresh = !pool.tables.borrow().container_of.contains_key(&ask.handle);
         if fresh {
             // Not a number that a client could guess: it selects what a discard removes.
@@ -369,7 +296,7 @@ impl<E: Env> Control<E> {
 }
 
 /// Refuses what clients ask of the container that holds the pool's metadata.
-fn unless_reserved(name: &Name) -> Result<(), Refusal> {
+pub(super) fn unless_reserved(name: &Name) -> Result<(), Refusal> {
     match name {
         Name::Uuid(uuid) if is_reserved(*uuid) => Err(reserved()),
         _ => Ok(()),

@@ -31,8 +31,8 @@ use crate::{
 
 /// Name of the file that says that a pool is complete, in its folder.
 pub(super) const MARKER: &str = "ready";
-/// How soon an eviction that failed is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// How soon an eviction, or the destruction of a container, that failed is tried again.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Handles looked at for eviction before others have their turn.
 const HANDLES_AT_ONCE: usize = 64;
 
@@ -90,6 +90,8 @@ pub struct Control<E: Env> {
     trust_logged: Cell<bool>,
     /// Told when a handle has lost its user, or could not be closed.
     pub(super) lost: Notify,
+    /// Told when the destruction of a container was cut short.
+    pub(super) halted: Notify,
 }
 
 /// Starts the services of one xstream; on the service xstream (core 0) opens the pools and returns once they can be used.
@@ -110,6 +112,7 @@ pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfi
         ready: Cell::new(false),
         trust_logged: Cell::new(false),
         lost: Notify::new(),
+        halted: Notify::new(),
     });
     env.locals().insert(control.clone());
     for module in [module::MANAGEMENT, module::POOL, module::CONTAINER] {
@@ -119,6 +122,11 @@ pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfi
     control.ready.set(true);
     let sweeper = control.clone();
     env.scheduler().spawn(Class::Service, "evict unused handles", async move { sweeper.sweep().await });
+    env.scheduler().spawn(
+        Class::Service,
+        "destroy containers",
+        async move { control.finish_destroying().await },
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 
 mod container;
 mod control;
+mod destroy;
 mod epochs;
 mod management;
 mod object;

@@ -112,7 +112,7 @@ impl<E: Env> Control<E> {
             owner: tables.record.ownership.owner,
             acl: tables.record.ownership.acl.clone(),
             map: tables.map.changes_since(request.map_version),
-            containers: tables.containers.len() as u64,
+            containers: tables.containers.len().saturating_sub(tables.destroying.len()) as u64,
             handles: tables.handles.len() as u64,
             space,
         })
@@ -126,6 +126,7 @@ impl<E: Env> Control<E> {
         tables.pool_handle(ask.handle, Capabilities::READ)?;
         let after = request.after.map_or(Unbounded, Excluded);
         let rest = tables.containers.range((after, Unbounded));
+        let rest = rest.filter(|(uuid, _)| !tables.destroying.contains_key(*uuid));
         let rest =
             rest.map(|(uuid, state)| ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
         let (containers, more) = page(rest, ask.responder.body_bytes_max());

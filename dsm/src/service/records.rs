@@ -8,6 +8,7 @@
 //!             e CONTAINER                ContainerHce
 //!             h CONTAINER HANDLE         HandleRecord
 //!             s CONTAINER EPOCH          (empty)
+//!             d CONTAINER                (empty): it is being destroyed
 //! Attributes  NAME                       value
 //! ```
 //!
@@ -87,6 +88,8 @@ pub enum Kind {
     Handle,
     /// A snapshot.
     Snapshot,
+    /// The mark of a container that is being destroyed.
+    Destroying,
 }
 
 /// Key of a record of a kind, below one or two names.
@@ -97,6 +100,7 @@ pub fn key(kind: Kind, parts: &[&[u8]]) -> Vec<u8> {
         Kind::Hce => b'e',
         Kind::Handle => b'h',
         Kind::Snapshot => b's',
+        Kind::Destroying => b'd',
     };
     [&[letter, b' '], parts.concat().as_slice()].concat()
 }

@@ -51,8 +51,10 @@ pub struct Tables {
     pub handles: BTreeMap<Uuid, PoolHandleRecord>,
     /// Pool handles that are being closed: nothing is opened with them any more.
     pub leaving: BTreeSet<Uuid>,
-    /// Containers.
+    /// Containers, also those that are being destroyed.
     pub containers: BTreeMap<Uuid, ContainerState>,
+    /// Containers that are marked to be destroyed: nobody opens one, no list has it, and it never comes back.
+    pub destroying: BTreeMap<Uuid, Destruction>,
     /// Container of each open container handle.
     pub container_of: BTreeMap<Uuid, Uuid>,
     /// Pool handle and container handle, of each open container handle.
@@ -69,8 +71,15 @@ pub struct ContainerState {
     pub epochs: ContainerEpochs,
     /// Its open handles. Their epochs are in `epochs`, not here.
     pub handles: BTreeMap<Uuid, OpenHandle>,
-    /// It is being destroyed: nobody may open it.
-    pub closing: bool,
+}
+
+/// How far the destruction of a container is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destruction {
+    /// It goes on.
+    UnderWay,
+    /// A failure or a restart has ended it; it has to be taken up again.
+    Halted,
 }
 
 /// An open container handle, as far as it is not epochs.
@@ -117,6 +126,7 @@ impl<E: Env> PoolState<E> {
             handles: BTreeMap::new(),
             leaving: BTreeSet::new(),
             containers: BTreeMap::new(),
+            destroying: BTreeMap::new(),
             container_of: BTreeMap::new(),
             opened_with: BTreeSet::new(),
             owners: BTreeMap::new(),
@@ -140,6 +150,10 @@ impl<E: Env> PoolState<E> {
         }
         for (key, value) in state.rdb.range(Table::Main, b"c ")? {
             let container = records::uuid_at(&key, 0)?;
+            if is_reserved(container) {
+                state.rdb.submit(&records_of_reserved(&state.rdb, container)?)?;
+                continue;
+            }
             let hce_key = records::key(Kind::Hce, &[container.as_bytes()]);
             let hce = records::decode(&state.rdb.get(Table::Main, &hce_key)?.ok_or_else(missing)?)?;
             let (mut handles, mut epochs) = (BTreeMap::new(), Vec::new());
@@ -159,7 +173,10 @@ impl<E: Env> PoolState<E> {
                 snapshots.iter().map(|(key, _)| records::epoch_of(key)).collect();
             let epochs = ContainerEpochs::load(hce, epochs, snapshots?);
             let record = records::decode(&value)?;
-            tables.containers.insert(container, ContainerState { record, epochs, handles, closing: false });
+            tables.containers.insert(container, ContainerState { record, epochs, handles });
+        }
+        for (key, _) in state.rdb.range(Table::Main, b"d ")? {
+            tables.destroying.insert(records::uuid_at(&key, 0)?, Destruction::Halted);
         }
         Ok(state.clone())
     }
@@ -247,23 +264,34 @@ impl ContainerState {
 }
 
 impl Tables {
-    /// A container that is not being destroyed.
+    /// A container.
     pub fn container(&mut self, uuid: Uuid) -> Result<&mut ContainerState, Refusal> {
         self.containers
             .get_mut(&uuid)
             .ok_or_else(|| Refusal::new(Status::NOT_FOUND, format!("the pool has no container {uuid}")))
     }
 
-    /// The container of this name. The reserved one has none.
+    /// The container of this name. The reserved one has none, and what is being destroyed has none any more.
     pub fn container_named(&self, name: &Name) -> Option<Uuid> {
         let found = match name {
             Name::Uuid(uuid) => self.containers.contains_key(uuid).then_some(*uuid),
+            Name::Label(label) => self.containers.iter().find_map(|(uuid, state)| {
+                let named = state.record.label.as_ref() == Some(label);
+                (named && !self.destroying.contains_key(uuid)).then_some(*uuid)
+            }),
+        };
+        found.filter(|uuid| !is_reserved(*uuid) && !self.destroying.contains_key(uuid))
+    }
+
+    /// The container that had this name and is being destroyed.
+    pub fn destroying_named(&self, name: &Name) -> Option<(Uuid, Destruction)> {
+        let named = |uuid: &Uuid| match name {
+            Name::Uuid(wanted) => uuid == wanted,
             Name::Label(label) => {
-                let named = |state: &ContainerState| state.record.label.as_ref() == Some(label);
-                self.containers.iter().find(|(_, state)| named(state)).map(|(uuid, _)| *uuid)
+                self.containers.get(uuid).is_some_and(|state| state.record.label.as_ref() == Some(label))
             }
         };
-        found.filter(|uuid| !is_reserved(*uuid))
+        self.destroying.iter().find(|(uuid, _)| named(uuid)).map(|(uuid, how_far)| (*uuid, *how_far))
     }
 
     /// The container handles that were opened with a pool handle.
@@ -359,6 +387,19 @@ impl Tables {
             flushed: epochs.flushed,
         })
     }
+}
+
+/// Removes what the records say of a container that has the UUID of the pool's own. A client could make one once; nobody
+/// could ever open it, or destroy it. The container itself is the metadata store, and stays.
+fn records_of_reserved<E: Env>(rdb: &Rdb<E>, container: Uuid) -> Result<Batch, Refusal> {
+    tracing::warn!(%container, "forgetting a container that has the UUID of the pool's own");
+    let mut batch = Batch::default();
+    for kind in [Kind::Container, Kind::Hce, Kind::Handle, Kind::Snapshot, Kind::Destroying] {
+        for key in rdb.keys(Table::Main, &records::key(kind, &[container.as_bytes()]))? {
+            batch.remove(Table::Main, key);
+        }
+    }
+    Ok(batch)
 }
 
 /// Refuses what `granted` does not permit.
