@@ -47,7 +47,7 @@ mod write;
 
 pub use blocks::{BlockRef, StoredExtent};
 pub use container::{ArrayKeys, Batch, Container};
-pub use daos_umem::{FrameInfo, Inspection, MediaKind, Persisted, Sealed};
+pub use daos_umem::{FrameInfo, Inspection, MediaInspection, MediaKind, Persisted, Sealed, WalInspection};
 pub use error::Error;
 pub use fetched::{
     Anchor, Change, ContainerUsage, Data, Fetched, LogUsage, Piece, PieceData, RecordedExtent, Usage,

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     mem::offset_of,
+    path::Path,
     rc::Rc,
 };
 
@@ -120,6 +121,19 @@ impl<E: Env> Pool<E> {
     /// interrupted (discards, destructions) is left as it is.
     pub async fn inspect(env: &E, directory: &str) -> Result<(Self, Inspection), Error> {
         let (store, inspection) = Store::inspect(env, directory).await.map_err(from_store)?;
+        Ok((Self::attach(env, directory, store).await?, inspection))
+    }
+
+    /// As [`open`](Self::open), with the heap in `file` on persistent memory. The block tier, if there is one, is in
+    /// `directory`.
+    pub async fn open_pmem(env: &E, directory: &str, file: &Path) -> Result<Self, Error> {
+        let store = Store::open_pmem(file).map_err(from_store)?;
+        Self::from_store(env, directory, store).await
+    }
+
+    /// As [`inspect`](Self::inspect), with the heap in `file` on persistent memory.
+    pub async fn inspect_pmem(env: &E, directory: &str, file: &Path) -> Result<(Self, Inspection), Error> {
+        let (store, inspection) = Store::inspect_pmem(file).map_err(from_store)?;
         Ok((Self::attach(env, directory, store).await?, inspection))
     }
 

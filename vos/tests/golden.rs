@@ -3,42 +3,19 @@
 
 mod support;
 
-use daos_umem::FORMAT_VERSION;
-use daos_vos::Pool;
-use daos_xstream_sim::{Config, Loss, Simulation};
+use daos_vos::{MediaInspection, Pool};
+use daos_xstream_sim::{Config, Simulation};
 use support::{driver::verify, image, sample};
+use uuid::Uuid;
 
-fn path() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1.image")
-}
-
-/// Run by hand once for every format: `cargo test -p daos-vos --test golden -- --ignored`.
-#[test]
-#[ignore = "writes the image that others read"]
-fn make_the_image_of_the_present_format() {
-    assert_eq!(FORMAT_VERSION, 1, "the image of an older format cannot be made any more");
-    let simulation = Simulation::new(1, Config::default());
-    let node = simulation.add_node(1);
-    let made = simulation.block_on(&node, |env| async move {
-        let _ = sample::make(&env, "pool").await.expect("a pool");
-    });
-    made.expect("the run ends");
-    node.kill(Loss::Process);
-    node.restart();
-    // Opened once more, so that a super-block vouches for all of the log.
-    let files = simulation.block_on(&node, |env| async move {
-        let _ = Pool::open(&env, "pool").await.expect("the pool");
-        image::read_files(&env, "pool").await
-    });
-    let packed = image::pack(&files.expect("the run ends"));
-    println!("{} bytes", packed.len());
-    std::fs::create_dir_all(path().parent().expect("a folder")).expect("a folder");
-    std::fs::write(path(), packed).expect("written");
+fn image_of(name: &str) -> Vec<(String, Vec<u8>)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    image::unpack(&std::fs::read(folder.join(name)).expect("the image"))
 }
 
 #[test]
 fn an_image_of_format_1_opens_and_holds_what_it_held() {
-    let files = image::unpack(&std::fs::read(path()).expect("the image"));
+    let files = image_of("format-1.image");
     assert_eq!(files.len(), 3);
     let simulation = Simulation::new(2, Config::default());
     let node = simulation.add_node(1);
@@ -46,7 +23,8 @@ fn an_image_of_format_1_opens_and_holds_what_it_held() {
         image::write_files(&env, "pool", &files).await;
         let (inspected, inspection) = Pool::inspect(&env, "pool").await.expect("an inspection");
         assert_eq!(inspection.format_version, 1);
-        assert!(!inspection.frames.is_empty(), "a part of it is in the log only");
+        let MediaInspection::Wal(wal) = inspection.media else { panic!("it is on `wal` media") };
+        assert!(!wal.frames.is_empty(), "a part of it is in the log only");
         assert_eq!(sample::check(&inspected).await, Ok(()));
         verify(&inspected).await.expect("a sound pool");
         assert!(image::read_files(&env, "pool").await == files, "inspection writes nothing");
@@ -55,6 +33,52 @@ fn an_image_of_format_1_opens_and_holds_what_it_held() {
         assert_eq!(sample::check(&pool).await, Ok(()));
         verify(&pool).await.expect("a sound pool");
         pool.close().await.expect("a close");
+    });
+    ended.expect("the run ends");
+}
+
+/// Needs `PMEM_IS_PMEM_FORCE=1` in the environment, which libpmem reads when it is loaded: the test runs itself again.
+#[test]
+fn an_image_of_format_1_on_pmem_opens_and_holds_what_it_held() {
+    if std::env::var_os("PMEM_IS_PMEM_FORCE").is_none() {
+        let status = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "an_image_of_format_1_on_pmem_opens_and_holds_what_it_held"])
+            .env("PMEM_IS_PMEM_FORCE", "1")
+            .status()
+            .expect("it runs");
+        assert!(status.success(), "failed with forced pmem");
+        return;
+    }
+    let mut files = image_of("format-1-pmem.image");
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("pmem");
+    let (name, arena) = files.pop().expect("two files");
+    assert_eq!((name.as_str(), files.len()), ("pmem", 1));
+    std::fs::write(&place, &arena).expect("written");
+    let simulation = Simulation::new(3, Config::default());
+    let node = simulation.add_node(1);
+    let ended = simulation.block_on(&node, move |env| async move {
+        image::write_files(&env, "pool", &files).await;
+        let (inspected, inspection) = Pool::inspect_pmem(&env, "pool", &place).await.expect("an inspection");
+        assert_eq!(inspection.format_version, 1);
+        let MediaInspection::Pmem { committed, entries_to_undo, .. } = inspection.media else {
+            panic!("it is on pmem")
+        };
+        assert!(committed > 200 && entries_to_undo == 0, "{inspection:?}");
+        assert_eq!(sample::check(&inspected).await, Ok(()));
+        verify(&inspected).await.expect("a sound pool");
+        assert!(std::fs::read(&place).expect("the file") == arena, "inspection writes nothing");
+        let pool = Pool::open_pmem(&env, "pool", &place).await.expect("the pool");
+        assert_eq!(pool.uuid(), sample::POOL);
+        assert_eq!(sample::check(&pool).await, Ok(()));
+        verify(&pool).await.expect("a sound pool");
+        assert!(Pool::inspect_pmem(&env, "pool", &place).await.is_err(), "it is in use");
+        assert!(Pool::open_pmem(&env, "pool", &place).await.is_err(), "it is in use");
+        let other = Uuid::from_u128(77);
+        let _ = pool.container_create(other).expect("a container");
+        drop(pool);
+        let pool = Pool::open_pmem(&env, "pool", &place).await.expect("the pool");
+        assert!(pool.containers().expect("containers").contains(&other), "durable once it was sealed");
     });
     ended.expect("the run ends");
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
 
-use daos_vos::{ExtentInfo, Inspection, Pool, Record, VersionInfo, Where, Written};
+use daos_vos::{
+    ExtentInfo, Inspection, MediaInspection, Pool, Record, VersionInfo, WalInspection, Where, Written,
+};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -11,11 +13,12 @@ use crate::{Answer, Arguments, Command, Failure, ToolWorld, block_on, lock};
 /// Runs one command on a target that nobody uses.
 pub(crate) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
     let _held = lock::take(&arguments.target)?;
-    let (pool, inspection) = open(&arguments.target)?;
+    let _held_too = arguments.blocks.as_deref().map(lock::take).transpose()?;
+    let (pool, inspection) = open(&arguments.target, arguments.blocks.as_deref())?;
     let value = match &arguments.command {
         Command::Superblock => superblock(&pool, &inspection),
         Command::Space => space(&pool)?,
-        Command::Log => log(&inspection),
+        Command::Log => log(&inspection)?,
         Command::Ls { container: None, .. } => containers(&pool)?,
         Command::Ls { container: Some(container), object: None, .. } => objects(&pool, *container)?,
         Command::Ls { container: Some(container), object: Some(object), key, akey } => {
@@ -28,38 +31,80 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
     Ok(Answer { value, sound: true })
 }
 
-fn open(target: &Path) -> Result<(Pool<ToolWorld>, Inspection), Failure> {
-    let target = target.canonicalize().map_err(|error| format!("{}: {error}", target.display()))?;
-    let (Some(parent), Some(name)) = (target.parent(), target.file_name().and_then(|name| name.to_str()))
+/// A folder is a target on `wal` media, a file one on persistent memory. `blocks` is where the latter has its block tier, if
+/// that is not the folder of the file.
+fn open(target: &Path, blocks: Option<&Path>) -> Result<(Pool<ToolWorld>, Inspection), Failure> {
+    let absolute = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+    let target = absolute(target)?;
+    let file = target.is_file().then_some(target.as_path());
+    let folder = match (file, blocks) {
+        (None, Some(_)) => {
+            return Err(Failure(format!(
+                "{}: --blocks is for a target on persistent memory, which is a file; this is a folder",
+                target.display()
+            )));
+        }
+        (None, None) => target.clone(),
+        (Some(_), Some(blocks)) => absolute(blocks)?,
+        (Some(file), None) => file.parent().unwrap_or(Path::new("/")).to_owned(),
+    };
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
     else {
-        return Err(Failure(format!("{}: not a target's folder", target.display())));
+        return Err(Failure(format!("{}: not a target's folder", folder.display())));
     };
     let world = ToolWorld::new(parent.to_owned());
-    block_on(Pool::inspect(&world, name)).map_err(|error| Failure(format!("{}: {error}", target.display())))
+    let opened = match file {
+        None => block_on(Pool::inspect(&world, name)),
+        Some(file) => block_on(Pool::inspect_pmem(&world, name, file)),
+    };
+    opened.map_err(|error| {
+        let elsewhere = file.is_some() && !folder.join("blocks").exists();
+        let hint = if elsewhere { " (if it has a block tier, --blocks FOLDER says where)" } else { "" };
+        Failure(format!("{}: {error}{hint}", target.display()))
+    })
 }
 
 fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Value {
-    json!({
+    let mut fields = Map::new();
+    let mut add = |part: Value| {
+        if let Value::Object(part) = part {
+            fields.extend(part);
+        }
+    };
+    add(json!({
         "pool": pool.uuid(),
         "heap": of.uuid,
-        "media": "wal",
+        "media": match of.media {
+            MediaInspection::Wal(_) => "wal",
+            MediaInspection::Pmem { .. } => "pmem",
+        },
         "format_version": of.format_version,
         "super_block": of.super_block_sequence,
         "generation": of.generation,
         "heap_bytes": of.heap_bytes,
         "arena_bytes": of.arena_bytes,
-        "log_bytes": of.log_bytes,
-        "double_write": {
-            "blocks": of.batch_blocks,
-            "newest_at_home": of.batch_sequence,
-            "blocks_pending": of.batch_blocks_pending,
-        },
-        "pages_written": of.pages_written,
-        "replay_position": of.replay_position,
-        "replay_sequence": of.replay_sequence,
-        "valid_position": of.valid_position,
-        "log_end": of.log_end,
-    })
+    }));
+    add(match &of.media {
+        MediaInspection::Wal(wal) => json!({
+            "log_bytes": wal.log_bytes,
+            "double_write": {
+                "blocks": wal.batch_blocks,
+                "newest_at_home": wal.batch_sequence,
+                "blocks_pending": wal.batch_blocks_pending,
+            },
+            "pages_written": wal.pages_written,
+            "replay_position": wal.replay_position,
+            "replay_sequence": wal.replay_sequence,
+            "valid_position": wal.valid_position,
+            "log_end": wal.log_end,
+        }),
+        MediaInspection::Pmem { undo_bytes, committed, entries_to_undo } => json!({
+            "undo_bytes": undo_bytes,
+            "transactions_committed": committed,
+            "entries_to_undo": entries_to_undo,
+        }),
+    });
+    Value::Object(fields)
 }
 
 fn space(pool: &Pool<ToolWorld>) -> Result<Value, Failure> {
@@ -83,7 +128,17 @@ fn space(pool: &Pool<ToolWorld>) -> Result<Value, Failure> {
     }))
 }
 
-fn log(of: &Inspection) -> Value {
+fn log(of: &Inspection) -> Result<Value, Failure> {
+    match &of.media {
+        MediaInspection::Wal(wal) => Ok(frames(wal)),
+        MediaInspection::Pmem { .. } => Err(Failure(
+            "a target on persistent memory has no log; `superblock` tells of the transaction that was cut short"
+                .to_owned(),
+        )),
+    }
+}
+
+fn frames(of: &WalInspection) -> Value {
     let frames = of.frames.iter().map(|frame| {
         json!({
             "position": frame.position,

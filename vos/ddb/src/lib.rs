@@ -27,7 +27,7 @@ pub use world::{Files, ToolWorld, block_on};
     about = "Look into a stopped target: what its super-block, space, containers, objects, keys and log say",
     long_about = "Look into a stopped target: what its super-block, space, containers, objects, keys and log say.\n\n\
         A target is the folder with the files `heap`, `log` and (with a block tier) `blocks`; an engine keeps its\n\
-        targets in DIR/pools/POOL/NUMBER. Nothing is ever written, and a target in use is refused. What a crash left\n\
+        targets in DIR/pools/POOL/NUMBER. On persistent memory a target is one file. Nothing is ever written, and a target in use is refused. What a crash left\n\
         half done is shown as opening the target would find it.",
     after_help = "Examples:\n  \
         ddb /var/lib/daos/pools/3f8e…/0 superblock\n  \
@@ -35,6 +35,7 @@ pub use world::{Files, ToolWorld, block_on};
         ddb /var/lib/daos/pools/3f8e…/0 ls CONTAINER                # its objects\n  \
         ddb /var/lib/daos/pools/3f8e…/0 ls CONTAINER OBJECT         # keys of it\n  \
         ddb /var/lib/daos/pools/3f8e…/0 ls CONTAINER OBJECT DKEY    # every version\n  \
+        ddb /mnt/pmem0/target superblock --blocks /var/lib/daos/pools/3f8e…/0\n  \
         ddb -j /var/lib/daos/pools/3f8e…/0 dump >target.json\n\n\
         Exit codes: 0 done, 1 could not be done, 2 wrong command line, 3 `verify` found faults."
 )]
@@ -42,8 +43,11 @@ pub struct Arguments {
     /// Print one JSON object.
     #[arg(short, long, global = true)]
     pub json: bool,
-    /// The target's folder.
+    /// The target's folder; on persistent memory, its file.
     pub target: PathBuf,
+    /// The folder with `blocks` of a target on persistent memory, if it is not that of the file.
+    #[arg(long, global = true, value_name = "FOLDER")]
+    pub blocks: Option<PathBuf>,
     /// What to show.
     #[command(subcommand)]
     pub command: Command,

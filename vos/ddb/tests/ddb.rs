@@ -86,6 +86,54 @@ fn it_shows_what_a_target_holds() {
     assert!(before == after, "nothing was written");
 }
 
+/// The story of a tool that could only read targets with a log, and called everything else damaged.
+#[test]
+fn it_shows_what_a_target_on_persistent_memory_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/format-1-pmem.image");
+    let files = image::unpack(&fs::read(image).expect("the image"));
+    let (file, elsewhere) = (folder.path().join("pmem"), folder.path().join("blocks-are-here"));
+    fs::create_dir(&elsewhere).expect("a folder");
+    for (name, content) in &files {
+        fs::write(folder.path().join(name), content).expect("written");
+    }
+
+    let block = ask(&file, &["superblock"]);
+    assert_eq!((&block["media"], &block["format_version"]), (&"pmem".into(), &1.into()));
+    assert_eq!(block["pool"], "00000000-0000-0000-0000-00005eed0001");
+    assert!(block["transactions_committed"].as_u64().expect("a number") > 200, "{block}");
+    assert_eq!(ask(&file, &["ls", CONTAINER]).as_array().expect("objects").len(), 3);
+    let verified = ddb(&file, &["verify"]).expect("a verification");
+    assert!(verified.sound, "{}", verified.value);
+    // What is recorded is the same on both media, but for places on the block tier.
+    let wal = tempfile::tempdir().expect("a folder");
+    let of_wal = ask(&target(wal.path()), &["verify"]);
+    for count in ["objects", "keys", "versions", "extents", "punches", "entries"] {
+        assert_eq!(verified.value[count], of_wal[count], "{count}");
+    }
+    let Err(Failure(message)) = ddb(&file, &["log"]) else { panic!("it has no log") };
+    assert!(message.contains("no log"), "{message}");
+
+    fs::rename(folder.path().join("blocks"), elsewhere.join("blocks")).expect("moved");
+    let Err(Failure(message)) = ddb(&file, &["space"]) else { panic!("its block tier is elsewhere") };
+    assert!(message.contains("--blocks"), "{message}");
+    let blocks = elsewhere.to_str().expect("a path");
+    assert_eq!(ask(&file, &["space", "--blocks", blocks])["block_bytes"].as_u64(), Some(256 << 10));
+    assert!(ddb(&elsewhere, &["space", "--blocks", blocks]).is_err(), "that is no file");
+    assert!(fs::read(&file).expect("the file") == files[1].1, "nothing was written");
+
+    let lock = fs::File::open(&file).expect("the file");
+    lock.try_lock().expect("as whoever maps it does");
+    let Err(Failure(message)) = ddb(&file, &["space", "--blocks", blocks]) else { panic!("it is in use") };
+    assert!(message.contains("another process"), "{message}");
+    drop(lock);
+    let mut damaged = files[1].1.clone();
+    damaged[8] = 9;
+    damaged[4096 + 8] = 9;
+    fs::write(&file, damaged).expect("written");
+    assert!(ddb(&file, &["space", "--blocks", blocks]).is_err(), "no super-block is left");
+}
+
 #[test]
 fn damage_is_told_with_its_place() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -47,19 +47,18 @@ const KEYS: u64 = 24;
 /// Bytes of the array: written at 3 (block tier), in part again at 12 (arena), punched in part at 20.
 const ARRAY_BYTES: usize = 30_000;
 
-pub fn options() -> PoolOptions {
-    PoolOptions {
-        uuid: POOL,
-        media: MediaKind::Wal,
-        heap_bytes: 4 << 20,
-        log_bytes: 512 << 10,
-        block_bytes: 256 << 10,
-    }
+fn options(media: MediaKind) -> PoolOptions {
+    PoolOptions { uuid: POOL, media, heap_bytes: 4 << 20, log_bytes: 512 << 10, block_bytes: 256 << 10 }
 }
 
-/// Makes the pool. Everything up to epoch 10 has been aggregated; what came after 16 is in the log only.
+/// Makes the pool on `wal` media.
 pub async fn make<E: Env>(env: &E, directory: &str) -> Result<Pool<E>, Error> {
-    let mut pool = Pool::create(env, directory, options()).await?;
+    make_on(env, directory, MediaKind::Wal).await
+}
+
+/// Makes the pool. Everything up to epoch 10 has been aggregated; on `wal` media what came after 16 is in the log only.
+pub async fn make_on<E: Env>(env: &E, directory: &str, media: MediaKind) -> Result<Pool<E>, Error> {
+    let mut pool = Pool::create(env, directory, options(media.clone())).await?;
     let _ = pool.container_create(CONTAINER)?;
     let mut container = pool.container_open(CONTAINER)?;
     for epoch in 1..=LAST {
@@ -73,7 +72,7 @@ pub async fn make<E: Env>(env: &E, directory: &str) -> Result<Pool<E>, Error> {
         if epoch == 10 {
             let _ = container.aggregate(EpochRange { low: Epoch(1), high: Epoch(10) }).await?;
         }
-        if epoch == 16 {
+        if epoch == 16 && media == MediaKind::Wal {
             // With this a part is in the checkpoint, and the rest in the log only.
             pool.close().await?;
             pool = Pool::open(env, directory).await?;

@@ -60,6 +60,31 @@ pub(crate) fn open_file(path: &Path) -> Result<(Arena, LibPmem), StoreError> {
     map(path, 0, 0)
 }
 
+/// A copy of a file that holds an arena, taken while nobody else uses it. It need not lie on persistent memory.
+pub(crate) fn read_file(path: &Path) -> Result<Arena, StoreError> {
+    let mut file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(MediaError::NotFound(path.display().to_string()).into());
+        }
+        Err(error) => return Err(failed(path, &error.to_string())),
+    };
+    let mut copy = || {
+        lock(&file)?;
+        let length = file.metadata().map_err(|error| error.to_string())?.len();
+        let mut arena = Arena::reserve(length).map_err(|error| error.to_string())?;
+        std::io::Read::read_exact(&mut file, arena.as_mut_slice()).map_err(|error| error.to_string())?;
+        Ok(arena)
+    };
+    copy().map_err(|reason: String| failed(path, &reason))
+}
+
+/// Keeps others out of the file for as long as it is open, or says that they are in.
+fn lock(file: &std::fs::File) -> Result<(), String> {
+    let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(file, exclusive).map_err(|_| "another process uses it".to_owned())
+}
+
 fn map(path: &Path, bytes: u64, flags: c_int) -> Result<(Arena, LibPmem), StoreError> {
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(path, &error.to_string()))?;
     let bytes = usize::try_from(bytes).map_err(|error| failed(path, &error.to_string()))?;
@@ -73,12 +98,10 @@ fn map(path: &Path, bytes: u64, flags: c_int) -> Result<(Arena, LibPmem), StoreE
         // SAFETY: the mapping was made above and nothing refers to it.
         unsafe { pmem_unmap(address.as_ptr().cast(), mapped) };
     };
-    let lock = std::fs::File::open(path).map_err(|error| error.to_string()).and_then(|file| {
-        let exclusive = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-        rustix::fs::flock(&file, exclusive).map_err(|_| "another process uses it".to_owned())?;
-        Ok(file)
-    });
-    let lock = match lock {
+    let locked = std::fs::File::open(path)
+        .map_err(|error| error.to_string())
+        .and_then(|file| lock(&file).map(|()| file));
+    let lock = match locked {
         Ok(lock) => lock,
         Err(reason) => {
             unmap();

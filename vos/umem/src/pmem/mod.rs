@@ -17,7 +17,7 @@ use daos_xstream::BLOCK_BYTES;
 use uuid::Uuid;
 
 use crate::{
-    Heap, HeapError, PAGE_BYTES, Sealed,
+    Heap, HeapError, Inspection, MediaInspection, PAGE_BYTES, Sealed,
     arena::Arena,
     heap,
     layout::{HEADER_OFFSET, Layout},
@@ -25,7 +25,7 @@ use crate::{
     store::StoreError,
     wal::{FORMAT_VERSION, KIND_PMEM, SuperBlock},
 };
-pub(crate) use file::{create_file, open_file};
+pub(crate) use file::{create_file, open_file, read_file};
 pub(crate) use undo::{UndoHeader, UndoLog};
 
 /// Bytes of a cache line: the unit in which stores become durable.
@@ -83,18 +83,27 @@ pub fn create(
     open(arena, persistence, "").map(|(heap, _)| heap)
 }
 
-/// Opens the heap in an arena; a transaction that was not committed is undone. `name` is for messages.
-pub fn open(
-    mut arena: Arena,
-    mut persistence: Box<dyn Persistence>,
+/// A heap as it is found in an arena.
+struct Recovered {
+    super_block: SuperBlock,
+    layout: Layout,
+    log: UndoLog,
+    /// Entries of the undo log that were applied.
+    undone: u64,
+}
+
+/// Chooses and checks the super-block of the heap in `arena`, and undoes what was not committed.
+fn recover(
+    arena: &mut Arena,
+    persistence: &mut dyn Persistence,
     name: &str,
-) -> Result<(Heap, Uuid), StoreError> {
+) -> Result<Recovered, StoreError> {
     if arena.len() < 2 * PAGE_BYTES {
         return Err(StoreError::NotFormatted(name.to_owned()));
     }
     let (first, rest) = arena.as_slice().split_at(BLOCK_BYTES);
-    let mut super_block = SuperBlock::choose(name, [first, &rest[..BLOCK_BYTES]])?;
-    let damaged = |offset: u64, what: String| StoreError::Damaged { file: name.to_owned(), offset, what };
+    let super_block = SuperBlock::choose(name, [first, &rest[..BLOCK_BYTES]])?;
+    let damaged = |offset: u64, what: String| damaged(name, offset, what);
     let layout = Layout::new(super_block.arena_bytes, super_block.undo_bytes)
         .map_err(|error| damaged(0, error.to_string()))?;
     if super_block.media_kind != KIND_PMEM
@@ -106,31 +115,71 @@ pub fn open(
             "the super-block's sizes are not those of the file, or not of a pmem heap".to_owned(),
         ));
     }
-    let undo = UndoHeader::load(&arena, &layout)
+    let undo = UndoHeader::load(arena, &layout)
         .ok_or_else(|| damaged(layout.undo_log, "the undo log's header is damaged".to_owned()))?;
-    let log =
-        UndoLog::recover(undo, &mut arena, &layout, persistence_of(&mut persistence)).map_err(|offset| {
-            damaged(offset, "an undo entry refers to what lies outside the arena".to_owned())
-        })?;
+    let (log, undone) = UndoLog::recover(undo, arena, &layout, persistence).map_err(|offset| {
+        damaged(offset, "an undo entry refers to what lies outside the arena".to_owned())
+    })?;
+    Ok(Recovered { super_block, layout, log, undone })
+}
+
+fn damaged(name: &str, offset: u64, what: String) -> StoreError {
+    StoreError::Damaged { file: name.to_owned(), offset, what }
+}
+
+fn heap_in(
+    arena: Arena,
+    layout: Layout,
+    journal: Journal,
+    sealed: u64,
+    name: &str,
+) -> Result<Heap, StoreError> {
+    Heap::open(arena, layout, journal, Sealed(sealed)).map_err(|error| match error {
+        HeapError::DamagedTable(offset) => damaged(name, offset, error.to_string()),
+        other => other.into(),
+    })
+}
+
+/// Opens the heap in an arena; a transaction that was not committed is undone. `name` is for messages.
+pub fn open(
+    mut arena: Arena,
+    mut persistence: Box<dyn Persistence>,
+    name: &str,
+) -> Result<(Heap, Uuid), StoreError> {
+    let Recovered { mut super_block, layout, log, .. } = recover(&mut arena, &mut *persistence, name)?;
     super_block.generation += 1;
     write_super_block(&mut arena, &mut *persistence, &mut super_block)?;
-    let sealed = Sealed(log.sequence());
+    let sealed = log.sequence();
     let journal = Journal::Pmem(Box::new(PmemJournal { log, persistence }));
-    let heap = Heap::open(arena, layout, journal, sealed).map_err(|error| match error {
-        HeapError::DamagedTable(offset) => damaged(offset, error.to_string()),
-        other => other.into(),
-    })?;
+    let heap = heap_in(arena, layout, journal, sealed, name)?;
     Ok((heap, Uuid::from_bytes(super_block.uuid)))
+}
+
+/// The heap in a copy of an arena, as opening it would find it. What it is a copy of is not written.
+pub(crate) fn inspect(mut arena: Arena, name: &str) -> Result<(Heap, Inspection), StoreError> {
+    let Recovered { super_block, layout, log, undone } = recover(&mut arena, &mut CopyOnly, name)?;
+    let media = MediaInspection::Pmem {
+        undo_bytes: super_block.undo_bytes,
+        // Recovery has taken a number for itself.
+        committed: log.sequence() - 1,
+        entries_to_undo: undone,
+    };
+    let heap = heap_in(arena, layout, Journal::Volatile, log.sequence(), name)?;
+    Ok((heap, Inspection::of(&super_block, media)))
+}
+
+/// Nothing of a copy has to become durable.
+struct CopyOnly;
+
+impl Persistence for CopyOnly {
+    fn flush(&mut self, _: &[u8], _: u64, _: u64) {}
+    fn fence(&mut self, _: &[u8]) {}
 }
 
 /// The undo log together with the means to make it durable.
 pub(crate) struct PmemJournal {
     pub log: UndoLog,
     pub persistence: Box<dyn Persistence>,
-}
-
-fn persistence_of(persistence: &mut Box<dyn Persistence>) -> &mut dyn Persistence {
-    &mut **persistence
 }
 
 fn write_super_block(

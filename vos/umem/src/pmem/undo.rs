@@ -70,13 +70,14 @@ pub(crate) struct UndoLog {
 }
 
 impl UndoLog {
-    /// Undoes what was not committed. On an error gives the entry that is damaged.
+    /// Undoes what was not committed; gives the number of entries that were applied. On an error gives the entry that is
+    /// damaged.
     pub fn recover(
         header: UndoHeader,
         arena: &mut Arena,
         layout: &Layout,
         persistence: &mut dyn Persistence,
-    ) -> Result<Self, u64> {
+    ) -> Result<(Self, u64), u64> {
         let start = layout.undo_log + LINE_BYTES;
         let mut log = Self {
             start,
@@ -99,7 +100,7 @@ impl UndoLog {
         }
         persistence.fence(arena.as_slice());
         log.commit(arena, persistence);
-        Ok(log)
+        Ok((log, entries.len() as u64))
     }
 
     /// The entry at `next`, if it counts: (place, arena offset, old bytes).

@@ -59,6 +59,9 @@ pub struct Counters {
 /// A heap and its media. Clones share it. When the last one is dropped, everything that is not persisted is lost, as in a
 /// crash; [`Store::close`] avoids that.
 ///
+/// Whoever opens a store on `wal` media keeps other processes out of its directory (an engine by the lock of its folder): the
+/// world's media know no processes. A file on persistent memory is locked here.
+///
 /// **Never hold what [`Store::heap`] or [`Store::heap_mut`] returns across an await**: the tasks that write the log and the
 /// checkpoints need it too, and panic if they cannot have it.
 pub struct Store<E: Env>(Rc<Handle<E>>);
@@ -90,18 +93,11 @@ impl<E: Env> Store<E> {
     /// remove the directory before the next try.
     pub async fn create(env: &E, directory: &str, options: StoreOptions) -> Result<Self, StoreError> {
         match options.media {
-            MediaKind::Heap => {
-                let heap = Rc::new(RefCell::new(Heap::volatile(options.heap_bytes)?));
-                Ok(Self(Rc::new(Handle { heap, wal: None, uuid: Some(options.uuid) })))
-            }
+            MediaKind::Heap => Ok(Self::in_memory(Heap::volatile(options.heap_bytes)?, options.uuid)),
             MediaKind::Pmem { file } => {
                 let (arena, persistence) = pmem::create_file(&file, options.heap_bytes)?;
                 let heap = pmem::create(arena, Box::new(persistence), options.uuid)?;
-                Ok(Self(Rc::new(Handle {
-                    heap: Rc::new(RefCell::new(heap)),
-                    wal: None,
-                    uuid: Some(options.uuid),
-                })))
+                Ok(Self::in_memory(heap, options.uuid))
             }
             MediaKind::Wal => {
                 wal::create(env, directory, options.uuid, options.heap_bytes, options.log_bytes).await?;
@@ -120,15 +116,26 @@ impl<E: Env> Store<E> {
     /// are changes in memory.
     pub async fn inspect(env: &E, directory: &str) -> Result<(Self, Inspection), StoreError> {
         let (heap, inspection) = wal::inspect(env, directory).await?;
-        let uuid = Some(inspection.uuid);
-        Ok((Self(Rc::new(Handle { heap: Rc::new(RefCell::new(heap)), wal: None, uuid })), inspection))
+        Ok((Self::in_memory(heap, inspection.uuid), inspection))
     }
 
     /// Opens the store in a file on persistent memory; what was not sealed is undone.
     pub fn open_pmem(file: &Path) -> Result<Self, StoreError> {
         let (arena, persistence) = pmem::open_file(file)?;
         let (heap, uuid) = pmem::open(arena, Box::new(persistence), &file.display().to_string())?;
-        Ok(Self(Rc::new(Handle { heap: Rc::new(RefCell::new(heap)), wal: None, uuid: Some(uuid) })))
+        Ok(Self::in_memory(heap, uuid))
+    }
+
+    /// Reads the store in a file on persistent memory into memory, as opening it would find it, without writing to the
+    /// file. Changes to it are changes in memory.
+    pub fn inspect_pmem(file: &Path) -> Result<(Self, Inspection), StoreError> {
+        let (heap, inspection) = pmem::inspect(pmem::read_file(file)?, &file.display().to_string())?;
+        Ok((Self::in_memory(heap, inspection.uuid), inspection))
+    }
+
+    /// A heap of which nothing is left to do once a transaction is sealed.
+    fn in_memory(heap: Heap, uuid: Uuid) -> Self {
+        Self(Rc::new(Handle { heap: Rc::new(RefCell::new(heap)), wal: None, uuid: Some(uuid) }))
     }
 
     /// The heap, to read.

@@ -15,13 +15,11 @@ mod dirty;
 mod flusher;
 mod frame;
 mod image;
-mod inspection;
 mod log_file;
 mod recovery;
 mod superblock;
 
 pub(crate) use buffer::LogBuffer;
-pub use inspection::{FrameInfo, Inspection};
 pub(crate) use recovery::{create, inspect, open};
 pub use superblock::FORMAT_VERSION;
 pub(crate) use superblock::{KIND_PMEM, SuperBlock};

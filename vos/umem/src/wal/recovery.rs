@@ -15,6 +15,7 @@ use crate::{
     Heap, PAGE_BYTES, Sealed,
     arena::Arena,
     heap::format,
+    inspection::{FrameInfo, Inspection, MediaInspection, WalInspection},
     layout::{HEADER_OFFSET, Layout},
     ledger::Journal,
     signal::{Signal, Waiters},
@@ -25,7 +26,6 @@ use crate::{
         dirty::DirtyPages,
         frame::{FrameHeader, HEADER_BYTES, LogIdentity, apply_payload},
         image::{Geometry, Image},
-        inspection::{FrameInfo, Inspection},
         log_file::LogFile,
         superblock::{FORMAT_VERSION, KIND_WAL, SuperBlock},
     },
@@ -79,41 +79,105 @@ pub(crate) async fn create<E: Env>(
     image.write_super_block().await
 }
 
+/// What happens to a checkpoint batch that was on its way when the heap was last used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pending {
+    /// It goes home, as recovery must before anything else is written.
+    GoesHome,
+    /// It is put over what is read, in memory; and frames are told of.
+    IsOverlaid,
+}
+
+/// A heap as it is found on media: its image in the arena, its log applied.
+struct Loaded<E: Env> {
+    image: Image<File<E>>,
+    log: LogFile<File<E>>,
+    arena: Arena,
+    layout: Layout,
+    /// What the log has that the image has not.
+    dirty: DirtyPages,
+    /// Where the log ends, the number of the next frame, and the generation of the last one.
+    position: u64,
+    sequence: u64,
+    generation: u64,
+    /// Blocks of a batch that is overlaid.
+    batch_blocks_pending: u64,
+    frames: Vec<FrameInfo>,
+}
+
+impl<E: Env> Loaded<E> {
+    /// Reads the heap in `directory`. Damage of log or image is an error.
+    async fn read(env: &E, directory: &str, pending: Pending) -> Result<Self, StoreError> {
+        let mut image = open_image(env, directory).await?;
+        let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
+        let path = log_path(directory);
+        let log = LogFile::new(env.media().open(&path, OpenOptions::default()).await?);
+        check_log_size(&log, &path, log_bytes)?;
+        let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
+        let mut arena = Arena::reserve(layout.arena_bytes)?;
+        // The header page is not on media before its first change.
+        format(&mut arena, &layout);
+        let (batch_valid, batch_blocks_pending) = match pending {
+            Pending::GoesHome => (image.recover_batch().await?, 0),
+            Pending::IsOverlaid => image.overlay_batch().await?,
+        };
+        image
+            .load(|page, bytes| {
+                let home = arena.bytes_mut(0, page * PAGE_BYTES, PAGE_BYTES).expect("a page of the arena");
+                home.copy_from_slice(bytes);
+            })
+            .await?;
+        let start = image.super_block.replay_position;
+        let mut replay = Replay {
+            arena: &mut arena,
+            dirty: DirtyPages::none(layout.arena_bytes),
+            reader: LogReader { log: log.clone(), start, window: Vec::new() },
+            identity: LogIdentity { uuid, key: log_key },
+            path,
+            position: start,
+            sequence: image.super_block.replay_sequence,
+            generation: 0,
+            limit: start + log_bytes,
+            frames: (pending == Pending::IsOverlaid).then(Vec::new),
+        };
+        replay.run().await?;
+        replay.check_end(batch_valid.max(image.super_block.valid_position)).await?;
+        let Replay { dirty, position, sequence, generation, frames, .. } = replay;
+        let frames = frames.unwrap_or_default();
+        Ok(Self {
+            image,
+            log,
+            arena,
+            layout,
+            dirty,
+            position,
+            sequence,
+            generation,
+            batch_blocks_pending,
+            frames,
+        })
+    }
+}
+
+/// The heap in an arena that was loaded from `directory`, with everything up to `position` sealed.
+fn heap_in(
+    directory: &str,
+    (arena, layout): (Arena, Layout),
+    journal: Journal,
+    position: u64,
+) -> Result<Heap, StoreError> {
+    Heap::open(arena, layout, journal, Sealed(position)).map_err(|error| StoreError::Damaged {
+        file: heap_path(directory),
+        offset: HEADER_OFFSET,
+        what: error.to_string(),
+    })
+}
+
 /// Opens the heap in `directory` and starts its tasks.
 pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>, StoreError> {
-    let mut image = open_image(env, directory).await?;
+    let loaded = Loaded::read(env, directory, Pending::GoesHome).await?;
+    let Loaded { mut image, log, arena, layout, dirty, position, sequence, generation, .. } = loaded;
     let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
-    let log_path = log_path(directory);
-    let log = LogFile::new(env.media().open(&log_path, OpenOptions::default()).await?);
-    check_log_size(&log, &log_path, log_bytes)?;
-
-    let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
-    let mut arena = Arena::reserve(layout.arena_bytes)?;
-    // The header page is not on media before its first change.
-    format(&mut arena, &layout);
-    let valid_position = image.recover_batch().await?.max(image.super_block.valid_position);
-    image
-        .load(|page, bytes| {
-            let home = arena.bytes_mut(0, page * PAGE_BYTES, PAGE_BYTES).expect("a page of the arena");
-            home.copy_from_slice(bytes);
-        })
-        .await?;
-
-    let mut replay = Replay {
-        arena: &mut arena,
-        dirty: DirtyPages::none(layout.arena_bytes),
-        reader: LogReader { log: log.clone(), start: image.super_block.replay_position, window: Vec::new() },
-        identity: LogIdentity { uuid, key: log_key },
-        path: log_path,
-        position: image.super_block.replay_position,
-        sequence: image.super_block.replay_sequence,
-        generation: 0,
-        limit: image.super_block.replay_position + log_bytes,
-        frames: None,
-    };
-    replay.run().await?;
-    replay.check_end(valid_position).await?;
-    let Replay { dirty, position, sequence, generation, identity, .. } = replay;
 
     // A frame may have been whole and yet only in the device's cache. Nothing may build on it before it is durable.
     log.flush().await?;
@@ -123,7 +187,7 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
 
     let (flush, checkpoint) = (Rc::new(Signal::default()), Rc::new(Signal::default()));
     let start = LogStart {
-        identity,
+        identity: LogIdentity { uuid, key: log_key },
         log_bytes,
         generation: image.super_block.generation,
         tail: image.super_block.replay_position,
@@ -131,10 +195,7 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
         sequence,
     };
     let buffer = LogBuffer::new(start, dirty, flush.clone(), checkpoint.clone());
-    let heap =
-        Heap::open(arena, layout, Journal::Wal(Box::new(buffer)), Sealed(position)).map_err(|error| {
-            StoreError::Damaged { file: heap_path(directory), offset: HEADER_OFFSET, what: error.to_string() }
-        })?;
+    let heap = heap_in(directory, (arena, layout), Journal::Wal(Box::new(buffer)), position)?;
     let wal = Rc::new(Wal {
         env: env.clone(),
         heap: Rc::new(RefCell::new(heap)),
@@ -157,61 +218,24 @@ pub(crate) async fn open<E: Env>(env: &E, directory: &str) -> Result<Rc<Wal<E>>,
 }
 
 /// Reads the heap in `directory` as opening it would find it, and writes nothing: a checkpoint batch that was on its way
-/// and the log are applied in memory only. Damage of log or image is an error, as it is when the heap is opened.
+/// and the log are applied in memory only.
 pub(crate) async fn inspect<E: Env>(env: &E, directory: &str) -> Result<(Heap, Inspection), StoreError> {
-    let mut image = open_image(env, directory).await?;
-    let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
-    let log_path = log_path(directory);
-    let log = LogFile::new(env.media().open(&log_path, OpenOptions::default()).await?);
-    check_log_size(&log, &log_path, log_bytes)?;
-    let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
-    let mut arena = Arena::reserve(layout.arena_bytes)?;
-    format(&mut arena, &layout);
-    let (batch_valid, batch_blocks_pending) = image.overlay_batch().await?;
-    image
-        .load(|page, bytes| {
-            let home = arena.bytes_mut(0, page * PAGE_BYTES, PAGE_BYTES).expect("a page of the arena");
-            home.copy_from_slice(bytes);
-        })
-        .await?;
-    let mut replay = Replay {
-        arena: &mut arena,
-        dirty: DirtyPages::none(layout.arena_bytes),
-        reader: LogReader { log: log.clone(), start: image.super_block.replay_position, window: Vec::new() },
-        identity: LogIdentity { uuid, key: log_key },
-        path: log_path,
-        position: image.super_block.replay_position,
-        sequence: image.super_block.replay_sequence,
-        generation: 0,
-        limit: image.super_block.replay_position + log_bytes,
-        frames: Some(Vec::new()),
-    };
-    replay.run().await?;
-    replay.check_end(batch_valid.max(image.super_block.valid_position)).await?;
-    let Replay { position, frames, .. } = replay;
-    let heap = Heap::open(arena, layout, Journal::Volatile, Sealed(position)).map_err(|error| {
-        StoreError::Damaged { file: heap_path(directory), offset: HEADER_OFFSET, what: error.to_string() }
-    })?;
-    let of = image.super_block;
-    let inspection = Inspection {
-        uuid: Uuid::from_bytes(of.uuid),
-        format_version: of.format_version,
-        super_block_sequence: of.sequence,
-        generation: of.generation,
-        heap_bytes: of.heap_bytes,
-        arena_bytes: of.arena_bytes,
-        log_bytes: of.log_bytes,
-        batch_blocks: of.batch_blocks,
-        batch_sequence: of.batch_sequence,
+    let loaded = Loaded::read(env, directory, Pending::IsOverlaid).await?;
+    let Loaded { image, arena, layout, position, batch_blocks_pending, frames, .. } = loaded;
+    let heap = heap_in(directory, (arena, layout), Journal::Volatile, position)?;
+    let media = MediaInspection::Wal(WalInspection {
+        log_bytes: image.super_block.log_bytes,
+        batch_blocks: image.super_block.batch_blocks,
+        batch_sequence: image.super_block.batch_sequence,
         batch_blocks_pending,
         pages_written: image.pages_written(),
-        replay_position: of.replay_position,
-        replay_sequence: of.replay_sequence,
-        valid_position: of.valid_position,
+        replay_position: image.super_block.replay_position,
+        replay_sequence: image.super_block.replay_sequence,
+        valid_position: image.super_block.valid_position,
         log_end: position,
-        frames: frames.unwrap_or_default(),
-    };
-    Ok((heap, inspection))
+        frames,
+    });
+    Ok((heap, Inspection::of(&image.super_block, media)))
 }
 
 fn check_log_size<F: MediaFile>(log: &LogFile<F>, path: &str, wanted: u64) -> Result<(), StoreError> {

@@ -20,6 +20,7 @@ use daos_xstream::{Class, Clock, CoreId, Env, Locals, NoFabric, NoMailbox, Rng, 
 use media::TestMedia;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
+type Between = Rc<dyn Fn() -> Task>;
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Random(Cell<u64>);
@@ -62,6 +63,8 @@ struct Inner {
     locals: Locals,
     scheduler: Scheduler,
     clock: TestClock,
+    /// What happens between two slices of a future whose slices are cut, while it is being polled.
+    between: RefCell<Option<Between>>,
 }
 
 struct TaskWaker(u64, Arc<Mutex<Vec<u64>>>);
@@ -88,6 +91,7 @@ impl World {
             locals: Locals::default(),
             scheduler: Scheduler(inner.clone()),
             clock: TestClock(inner.clone()),
+            between: RefCell::default(),
         }))
     }
 
@@ -116,6 +120,24 @@ impl World {
         }
         let result = result.borrow_mut().take();
         if self.0.media.crashed() { None } else { result }
+    }
+
+    /// Cuts `future` wherever it asks whether it should yield, and does what `between` gives there before it goes on. Other
+    /// tasks are not cut.
+    pub fn sliced<R>(
+        &self,
+        future: impl Future<Output = R>,
+        between: impl Fn() -> Task + 'static,
+    ) -> impl Future<Output = R> {
+        let (inner, between): (_, Between) = (Rc::downgrade(&self.0), Rc::new(between));
+        let mut future = Box::pin(future);
+        poll_fn(move |context| {
+            let inner = inner.upgrade().expect("a living world");
+            *inner.between.borrow_mut() = Some(between.clone());
+            let result = future.as_mut().poll(context);
+            *inner.between.borrow_mut() = None;
+            result
+        })
     }
 
     /// Ends everything, as a process that dies.
@@ -169,8 +191,14 @@ impl Spawn for Scheduler {
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {
+        let mut between =
+            self.0.upgrade().and_then(|inner| inner.between.borrow().as_ref().map(|task| task()));
         let mut yielded = false;
         poll_fn(move |context| {
+            if let Some(task) = &mut between {
+                std::task::ready!(task.as_mut().poll(context));
+                between = None;
+            }
             if std::mem::replace(&mut yielded, true) {
                 return Poll::Ready(());
             }
@@ -180,7 +208,8 @@ impl Spawn for Scheduler {
     }
 
     fn should_yield(&self) -> bool {
-        self.0.upgrade().expect("a living world").random.below(2) == 0
+        let inner = self.0.upgrade().expect("a living world");
+        inner.between.borrow().is_some() || inner.random.below(2) == 0
     }
 
     fn add_progress(&self, _: &'static str, _: impl FnMut() -> usize + 'static) {

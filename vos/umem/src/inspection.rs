@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::wal::SuperBlock;
+
 /// A frame of the log that opening the heap would apply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameInfo {
@@ -17,7 +19,7 @@ pub struct FrameInfo {
     pub payload_bytes: u32,
 }
 
-/// What the super-block, the checkpoint image and the log of a `wal` heap say. Sizes in bytes unless said otherwise.
+/// What the super-block and what belongs to the media say. Sizes in bytes unless said otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inspection {
     /// Identifies the heap.
@@ -28,10 +30,33 @@ pub struct Inspection {
     pub super_block_sequence: u64,
     /// How often the heap was opened for writing.
     pub generation: u64,
-    /// Size of the file `heap`.
+    /// Size of the file `heap`, or of that on persistent memory.
     pub heap_bytes: u64,
     /// Size of the arena.
     pub arena_bytes: u64,
+    /// What only this kind of media has.
+    pub media: MediaInspection,
+}
+
+/// What one kind of media has and the others have not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MediaInspection {
+    /// A checkpoint and a log.
+    Wal(WalInspection),
+    /// A file on persistent memory.
+    Pmem {
+        /// Size of the undo log.
+        undo_bytes: u64,
+        /// Transactions committed, those included that were aborted or undone.
+        committed: u64,
+        /// Entries of the undo log that opening the heap would apply: of a transaction that was cut short.
+        entries_to_undo: u64,
+    },
+}
+
+/// The checkpoint and the log of a `wal` heap. Sizes in bytes unless said otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WalInspection {
     /// Size of the file `log`.
     pub log_bytes: u64,
     /// Blocks that a batch of the double-write area can have.
@@ -52,4 +77,19 @@ pub struct Inspection {
     pub log_end: u64,
     /// The frames between, oldest first.
     pub frames: Vec<FrameInfo>,
+}
+
+impl Inspection {
+    /// What `of` says, with what `media` is known to have.
+    pub(crate) fn of(of: &SuperBlock, media: MediaInspection) -> Self {
+        Self {
+            uuid: Uuid::from_bytes(of.uuid),
+            format_version: of.format_version,
+            super_block_sequence: of.sequence,
+            generation: of.generation,
+            heap_bytes: of.heap_bytes,
+            arena_bytes: of.arena_bytes,
+            media,
+        }
+    }
 }
