@@ -174,8 +174,10 @@ impl Park for LocalFabric {
         Time::NEVER
     }
 
-    // The next poll tells the peers, if they have not found out by ringing.
-    fn unpark(&self) {}
+    // The next poll looks at the sockets, where whoever woke this core has rung, and tells the other peers.
+    fn unpark(&self) {
+        self.0.sweep_now.set(true);
+    }
 }
 
 impl Inner {

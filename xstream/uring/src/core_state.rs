@@ -18,6 +18,7 @@ use crate::{
     clock::{Timers, now},
     mesh::Shared,
     notify::Notify,
+    readiness::Readiness,
     ring::{Ring, RingCounters},
 };
 
@@ -66,15 +67,12 @@ pub(crate) struct Core {
     /// When the running poll of a task, or progress round, began.
     slice_start: Cell<Time>,
     pub(crate) last_round: Cell<Time>,
-    pub(crate) parked: Cell<bool>,
-    /// Calls the parked progress task back.
-    pub(crate) unpark: Notify,
+    /// Which tasks are ready.
+    pub(crate) readiness: Arc<Readiness>,
     /// Asks for a round while tasks keep the core busy.
     pub(crate) round_due: Notify,
     sources: RefCell<Vec<Source>>,
     counters: Cell<Counters>,
-    /// A task has been spawned that has not had its first poll.
-    pub(crate) spawned: Cell<bool>,
     stop_waiters: RefCell<Vec<Waker>>,
 }
 
@@ -87,7 +85,6 @@ impl Core {
     ) -> Self {
         Self {
             id,
-            shared,
             ring,
             timers: Rc::new(Timers::new()),
             queues,
@@ -95,12 +92,11 @@ impl Core {
             closing: Cell::new(false),
             slice_start: Cell::new(now()),
             last_round: Cell::new(now()),
-            parked: Cell::new(false),
-            unpark: Notify::default(),
+            readiness: Arc::new(Readiness::new(shared.clone(), id)),
             round_due: Notify::default(),
             sources: RefCell::default(),
             counters: Cell::default(),
-            spawned: Cell::new(false),
+            shared,
             stop_waiters: RefCell::default(),
         }
     }
@@ -119,10 +115,6 @@ impl Core {
         self.counters.set(counters);
     }
 
-    pub(crate) fn task_polls(&self) -> u64 {
-        self.counters.get().task_polls
-    }
-
     pub(crate) fn spawn(
         self: &Rc<Self>,
         class: Class,
@@ -132,7 +124,6 @@ impl Core {
         if self.closing.get() {
             return;
         }
-        self.spawned.set(true);
         let key = self.tasks.borrow_mut().insert(None);
         let core = self.clone();
         let tracked = async move {
@@ -142,7 +133,7 @@ impl Core {
             }
             drop(core.tasks.borrow_mut().remove(key));
         };
-        glommio::spawn_local_into(tracked, self.queues[class as usize])
+        glommio::spawn_local_into(self.readiness.track(tracked), self.queues[class as usize])
             .expect("the queues of a running xstream exist")
             .detach();
     }
@@ -180,9 +171,6 @@ impl Core {
             if class != Class::Foreground {
                 yield_queue_after_this_poll();
             }
-        }
-        if self.parked.get() {
-            self.unpark.notify();
         }
     }
 
@@ -317,7 +305,6 @@ impl Spawn for UringSpawn {
 
     fn add_progress(&self, name: &'static str, poll: impl FnMut() -> usize + 'static) {
         self.core.sources.borrow_mut().push(Source { name, poll: Box::new(poll) });
-        self.core.unpark.notify();
     }
 }
 

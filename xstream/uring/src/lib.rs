@@ -8,7 +8,7 @@
 //!
 //! * Nothing is shared between cores on an I/O path; cores reach each other only through the mesh.
 //! * A busy core learns of messages, completions and timers without a system call.
-//! * The thread sleeps only when glommio finds no task ready: parking cannot starve anything.
+//! * The thread sleeps only when no task is ready, which is counted: parking cannot starve anything.
 //! * Memory in the kernel's hands outlives the futures that asked for it, and the world waits for it at its end.
 //! * A panic in an xstream stops the process.
 
@@ -20,9 +20,9 @@ mod file;
 mod media;
 mod mesh;
 mod notify;
-
 mod progress;
 mod random;
+mod readiness;
 mod ring;
 mod run;
 mod shutdown;

@@ -11,7 +11,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     future::{Future, poll_fn},
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     rc::Rc,
     sync::atomic::{AtomicBool, AtomicU32, Ordering, fence},
     task::{Poll, Waker},
@@ -46,8 +46,7 @@ impl Shared {
     pub(crate) fn new(cores: u32) -> std::io::Result<Self> {
         let cores = (0..cores)
             .map(|_| {
-                // Not non-blocking: a read of it through io_uring is to wait.
-                let doorbell = eventfd(0, EventfdFlags::CLOEXEC)?;
+                let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
                 Ok(CoreShared { doorbell, parked: AtomicBool::new(false), closed: AtomicBool::new(false) })
             })
             .collect::<Result<Vec<_>, rustix::io::Errno>>()?;
@@ -87,8 +86,9 @@ impl CoreShared {
         self.doorbell.as_raw_fd()
     }
 
-    pub(crate) fn try_clone_doorbell(&self) -> std::io::Result<OwnedFd> {
-        self.doorbell.as_fd().try_clone_to_owned()
+    /// Takes back what was rung. Whether anything was.
+    pub(crate) fn hear(&self) -> bool {
+        rustix::io::read(&self.doorbell, &mut [0_u8; 8]).is_ok()
     }
 
     /// Wakes the core, whatever it does.
@@ -109,7 +109,13 @@ impl CoreShared {
 
     fn ring_if_parked(&self) {
         fence(Ordering::SeqCst);
-        if self.parked.load(Ordering::Relaxed) && self.parked.swap(false, Ordering::Relaxed) {
+        self.ring_after_count();
+    }
+
+    /// Wakes the core if it has announced that it parks. Before this, the caller has changed what the core looks at after
+    /// its announcement, by an operation that no load can overtake.
+    pub(crate) fn ring_after_count(&self) {
+        if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::Relaxed) {
             self.ring();
         }
     }

@@ -4,8 +4,8 @@
 //!
 //! * Memory that the kernel may touch (buffers, paths) and descriptors that it uses belong to the operation's slot, and
 //!   the slot lives until the completion has been seen, whatever became of the future. The ring's drop waits for all.
-//! * A busy core learns of completions by reading the completion queue: no system call. The eventfd is signalled only
-//!   while the core has announced that it parks.
+//! * A busy core learns of completions by reading the completion queue: no system call. A core that parks waits for one
+//!   entry in it, whatever it is: everything that wakes a core ends up here.
 //! * Submissions are gathered and enter the kernel once per progress round; an operation that finds nothing in flight
 //!   enters at once, so that a lone write never waits for a round to end.
 
@@ -19,6 +19,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use daos_xstream::IoBuffer;
@@ -27,6 +28,9 @@ use slab::Slab;
 
 /// Marks the user data of a poll on a descriptor; the rest is its index.
 const DESCRIPTOR: u64 = 1 << 63;
+
+/// The index of the doorbell among the watched descriptors.
+const DOORBELL: usize = 0;
 
 /// Marks the user data of the flush that follows a durable write; the rest is the operation's key.
 const FLUSH: u64 = 1 << 62;
@@ -139,7 +143,10 @@ pub(crate) struct Ring {
     operations: RefCell<Slab<Operation>>,
     /// Entries that wait for a round to end, or for room.
     queued: RefCell<VecDeque<Queued>>,
+    /// The doorbell, then the fabric's.
     watched: RefCell<Vec<Watched>>,
+    /// The doorbell was seen to be readable.
+    rung: Cell<bool>,
     /// Operations that the kernel has and has not completed.
     in_flight: Cell<u32>,
     in_flight_max: u32,
@@ -147,31 +154,36 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    /// A ring that signals `doorbell` while it is told to.
+    /// A ring whose [`wait`](Self::wait) also ends when the doorbell or one of the descriptors in `watch` is readable. They
+    /// stay open as long as the ring.
     pub(crate) fn new(depth: u32, doorbell: RawFd, watch: &[RawFd]) -> io::Result<Self> {
+        let watch = [&[doorbell], watch].concat();
         let depth = depth.clamp(8, 4096).next_power_of_two();
         let in_flight_max = depth * 4;
         // Room for a completion of every operation and every descriptor: the queue cannot overflow.
         let completions = (in_flight_max + watch.len() as u32).next_power_of_two();
         let uring = IoUring::builder().setup_cqsize(completions).setup_clamp().build(depth)?;
-        uring.submitter().register_eventfd(doorbell)?;
-        let ring = Self {
+        Ok(Self {
             uring: RefCell::new(uring),
             operations: RefCell::default(),
             queued: RefCell::default(),
             watched: RefCell::new(
                 watch.iter().map(|&descriptor| Watched { descriptor, armed: false }).collect(),
             ),
+            rung: Cell::new(false),
             in_flight: Cell::new(0),
             in_flight_max,
             counters: Cell::default(),
-        };
-        ring.uring.borrow_mut().completion().disable_eventfd();
-        Ok(ring)
+        })
     }
 
     pub(crate) fn counters(&self) -> RingCounters {
         self.counters.get()
+    }
+
+    /// Whether the doorbell was seen to be readable since the last question: what was rung wants to be heard.
+    pub(crate) fn take_rung(&self) -> bool {
+        self.rung.replace(false)
     }
 
     /// Whether nothing is queued or in the kernel's hands.
@@ -259,7 +271,9 @@ impl Ring {
             let Some(completion) = completion else { return ended };
             let user_data = completion.user_data();
             if user_data & DESCRIPTOR != 0 {
-                self.watched.borrow_mut()[(user_data & !DESCRIPTOR) as usize].armed = false;
+                let index = (user_data & !DESCRIPTOR) as usize;
+                self.watched.borrow_mut()[index].armed = false;
+                self.rung.set(self.rung.get() || index == DOORBELL);
             } else {
                 self.in_flight.set(self.in_flight.get() - 1);
                 self.complete((user_data & !FLUSH) as usize, user_data & FLUSH != 0, completion.result());
@@ -300,15 +314,13 @@ impl Ring {
         }
     }
 
-    /// From now on a completion, or a watched descriptor that is or becomes readable, signals the doorbell. The caller
-    /// looks at everything once more before it waits.
-    pub(crate) fn prepare_to_park(&self) {
+    /// Blocks the thread until an operation completes, a watched descriptor is or becomes readable, or `timeout` passes. It
+    /// may also return for no reason.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
         self.submit();
         let mut uring = self.uring.borrow_mut();
-        uring.completion().enable_eventfd();
-        let mut armed = 0;
         for (index, watched) in self.watched.borrow_mut().iter_mut().enumerate().filter(|(_, w)| !w.armed) {
-            // One shot, and armed anew for every park: arming looks at the level, so that a descriptor which stayed
+            // One shot, and armed anew for every wait: arming looks at the level, so that a descriptor which stayed
             // readable since the last time is not missed.
             let entry = opcode::PollAdd::new(types::Fd(watched.descriptor), libc::POLLIN as u32)
                 .build()
@@ -320,16 +332,21 @@ impl Ring {
                 unsafe { uring.submission().push(&entry) }.expect("room after a submission");
             }
             watched.armed = true;
-            armed += 1;
         }
-        if armed > 0 {
-            self.enter(&uring);
+        let timespec = timeout.map(types::Timespec::from);
+        let mut arguments = types::SubmitArgs::new();
+        if let Some(timespec) = &timespec {
+            arguments = arguments.timespec(timespec);
         }
-    }
-
-    /// The core is awake: completions are polled for again.
-    pub(crate) fn unpark(&self) {
-        self.uring.borrow_mut().completion().disable_eventfd();
+        match uring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => {}
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) => {}
+            Err(error) => panic!("io_uring does not let the core sleep any more: {error}"),
+        }
     }
 
     /// Waits, blocking, until the kernel has given everything back.

@@ -167,7 +167,7 @@ impl<F: Park + Fabric> Xstream<F> {
     ) -> Result<Self, WorldError> {
         let executor = LocalExecutorBuilder::new(Placement::Fixed(place.cpu))
             .name(&format!("xstream-{}", id.0))
-            // Media has a ring of its own: glommio's buffers serve for reads of the doorbell only.
+            // Media has a ring of its own: glommio does no I/O here.
             .io_memory(64 * 1024)
             .ring_depth(32)
             .preempt_timer(PREEMPT)
@@ -195,7 +195,7 @@ impl<F: Park + Fabric> Xstream<F> {
         let result = executor.run(async move {
             let core = Rc::new(Core::new(id, shared, ring, make_queues()));
             let env = UringEnv::new(core.clone(), rng, ends, media, fabric);
-            live(env, core, place.idle_budget, main).await
+            core.readiness.track(live(env, core.clone(), place.idle_budget, main)).await
         });
         tracing::debug!(xstream = id.0, "xstream ended");
         result
@@ -230,7 +230,8 @@ where
     let idle_queue = executor().create_task_queue(Shares::Static(1), Latency::NotImportant, "idle");
     let pacer_queue = executor().create_task_queue(Shares::Static(1000), Latency::NotImportant, "pacer");
     let spinner = spawn_local_into(progress.clone().spin(), idle_queue).expect("the idle queue exists");
-    let pacer = spawn_local_into(progress.clone().pace(), pacer_queue).expect("the pacer's queue exists");
+    let pace = core.readiness.track(progress.clone().pace());
+    let pacer = spawn_local_into(pace, pacer_queue).expect("the pacer's queue exists");
 
     let result = Rc::new(RefCell::new(None));
     let ended = Rc::new(Notify::default());
