@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
     let simulation = Simulation::new(1, Config::default());
     let node = simulation.add_node(1);
     let ended = simulation.block_on(&node, move |env| async move {
-        let files = image::unpack(include_bytes!("../../vos/tests/data/format-1.image"));
+        let files = image::unpack(include_bytes!("../../vos/tests/data/format-2.image"));
         image::write_files(&env, "pool", &files).await;
         let (pool, _) = Pool::inspect(&env, "pool").await.expect("it is sound");
         let blocks = pool.arena_blocks();

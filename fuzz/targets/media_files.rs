@@ -14,7 +14,7 @@ mod support;
 use support::{image, sample};
 
 fuzz_target!(|input: &[u8]| {
-    let mut files = image::unpack(include_bytes!("../../vos/tests/data/format-1.image"));
+    let mut files = image::unpack(include_bytes!("../../vos/tests/data/format-2.image"));
     for change in input.chunks_exact(6) {
         let content = &mut files[usize::from(change[0] % 3)].1;
         let at = u32::from_le_bytes([change[1], change[2], change[3], change[4]]) as usize % content.len();

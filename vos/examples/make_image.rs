@@ -6,7 +6,6 @@
 
 use std::{fs, path::Path};
 
-use daos_umem::FORMAT_VERSION;
 use daos_vos::{MediaKind, Pool};
 use daos_xstream_sim::{Config, Loss, Simulation};
 
@@ -17,9 +16,10 @@ use support::{image, sample};
 fn main() {
     let folder = std::env::args().nth(1).expect("a folder to write the images to");
     let folder = Path::new(&folder);
-    write(&folder.join(format!("format-{FORMAT_VERSION}.image")), &on_wal());
+    let (version, files) = on_wal();
+    write(&folder.join(format!("format-{version}.image")), &files);
     let pmem = folder.join("pmem");
-    write(&folder.join(format!("format-{FORMAT_VERSION}-pmem.image")), &on_pmem(&pmem));
+    write(&folder.join(format!("format-{version}-pmem.image")), &on_pmem(&pmem));
     fs::remove_file(pmem).expect("it was made");
 }
 
@@ -29,7 +29,8 @@ fn write(path: &Path, files: &[(String, Vec<u8>)]) {
     fs::write(path, packed).expect("written");
 }
 
-fn on_wal() -> Vec<(String, Vec<u8>)> {
+/// The version of the pool's format, and its files.
+fn on_wal() -> (u64, Vec<(String, Vec<u8>)>) {
     let simulation = Simulation::new(1, Config::default());
     let node = simulation.add_node(1);
     let made = simulation.block_on(&node, |env| async move {
@@ -40,8 +41,8 @@ fn on_wal() -> Vec<(String, Vec<u8>)> {
     node.restart();
     // Opened once more, so that a super-block vouches for all of the log.
     let files = simulation.block_on(&node, |env| async move {
-        let _ = Pool::open(&env, "pool").await.expect("the pool");
-        image::read_files(&env, "pool").await
+        let pool = Pool::open(&env, "pool").await.expect("the pool");
+        (pool.format_version().expect("a version"), image::read_files(&env, "pool").await)
     });
     files.expect("the run ends")
 }

@@ -65,8 +65,22 @@ pub enum Error {
         /// Its arena offset.
         position: u64,
     },
-    /// The pool was written by another version of this software. Upgrade it first.
-    #[error("the pool has format version {found}, this software knows {known}")]
+    /// The pool was written by older software. `ddb upgrade` ([`crate::Pool::upgrade`]) brings it up to date; older software
+    /// cannot use it any more then.
+    #[error(
+        "the pool has format version {found}, and this software writes version {known}: stop the engine and run \
+         `ddb TARGET upgrade` for every target"
+    )]
+    OldFormat {
+        /// The version found.
+        found: u64,
+        /// The version written.
+        known: u64,
+    },
+    /// The pool was written by newer software. Use that.
+    #[error(
+        "the pool has format version {found}, this software knows {known}: use the software that wrote it"
+    )]
     UnknownFormat {
         /// The version found.
         found: u64,

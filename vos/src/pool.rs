@@ -22,7 +22,7 @@ use crate::{
     editor::Cache,
     error::{from_heap, from_media, from_store, not_persisted},
     extents, memory,
-    records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, PoolRoot},
+    records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, POOL_VERSION_OLDEST, PoolRoot},
     tree::{self, Bound, Probe},
 };
 
@@ -137,9 +137,44 @@ impl<E: Env> Pool<E> {
         Ok((Self::attach(env, directory, store).await?, inspection))
     }
 
+    /// Brings the pool in `directory`, which nobody uses, to the format of this software. Says which version it had before.
+    /// Durable on return; a crash before leaves it as it was.
+    pub async fn upgrade(env: &E, directory: &str) -> Result<u64, Error> {
+        let store = Store::open(env, directory).await.map_err(from_store)?;
+        Self::upgrade_in(env, directory, store).await
+    }
+
+    /// As [`upgrade`](Self::upgrade), with the heap in `file` on persistent memory.
+    pub async fn upgrade_pmem(env: &E, directory: &str, file: &Path) -> Result<u64, Error> {
+        let store = Store::open_pmem(file).map_err(from_store)?;
+        Self::upgrade_in(env, directory, store).await
+    }
+
+    async fn upgrade_in(env: &E, directory: &str, store: Store<E>) -> Result<u64, Error> {
+        let pool = Self::attach(env, directory, store).await?;
+        let found = pool.format_version()?;
+        if found < POOL_VERSION {
+            // What version 1 allows is allowed still, so nothing else is rewritten. Trees stay as wide as they are.
+            let place = pool.0.root + offset_of!(PoolRoot, version) as u64;
+            // Closing makes it durable.
+            let _ = pool.transaction(|tx| memory::write(tx, place, &POOL_VERSION))?;
+        }
+        pool.close().await?;
+        Ok(found)
+    }
+
+    /// The version of the format in which the pool is written (that of part II of `docs/format.md`).
+    pub fn format_version(&self) -> Result<u64, Error> {
+        Ok(memory::read::<PoolRoot>(&self.0.store.heap(), self.0.root)?.version)
+    }
+
     /// The pool in an open store, with what was interrupted finished.
     async fn from_store(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
         let pool = Self::attach(env, directory, store).await?;
+        let found = pool.format_version()?;
+        if found != POOL_VERSION {
+            return Err(Error::OldFormat { found, known: POOL_VERSION });
+        }
         for (uuid, record) in pool.container_records()? {
             let (discards, destroying) = {
                 let heap = pool.0.store.heap();
@@ -164,7 +199,7 @@ impl<E: Env> Pool<E> {
             if root.magic != POOL_MAGIC {
                 return Err(Error::Corrupt { place: "root of the pool", position: off.raw() });
             }
-            if root.version != POOL_VERSION {
+            if !(POOL_VERSION_OLDEST..=POOL_VERSION).contains(&root.version) {
                 return Err(Error::UnknownFormat { found: root.version, known: POOL_VERSION });
             }
             let space: Off<SpaceRoot> = Off::new(root.space);

@@ -62,12 +62,15 @@ impl<'h> View<'h> {
         let wanted = if request.akey.is_some() { ObjectType::Document } else { ObjectType::KeyValue };
         let Some(object) = self.object(request.object, wanted)? else { return Ok(Fetched::Miss) };
         let probe = self.class(request.object.dkey_order()).of(request.dkey);
-        self.fetch_in(object, request, &probe, epoch)
+        self.fetch_in(object, 0, request, &probe, epoch)
     }
 
+    /// As [`fetch`](Self::fetch), of an object that was found. `leaf` is the leaf in which the key is, or 0 if nobody has
+    /// looked.
     fn fetch_in(
         &self,
         object: u64,
+        leaf: u64,
         request: &FetchRequest<'_>,
         probe: &Probe<'_>,
         epoch: Epoch,
@@ -75,7 +78,10 @@ impl<'h> View<'h> {
         let record: &ObjectRecord = memory::read(self.heap, object)?;
         let mut hidden = punched_at(self.heap, record.punches, epoch)?;
         let class = self.class(request.object.dkey_order());
-        let mut key = tree::get(self.heap, class, record.root, probe)?;
+        let mut key = match leaf {
+            0 => tree::get(self.heap, class, record.root, probe)?,
+            leaf => tree::get_in_leaf(self.heap, class, leaf, probe)?,
+        };
         if let (Some(akey), Some(dkey)) = (request.akey, key) {
             hidden = hidden.max(punched_at(self.heap, dkey_punches(self.heap, dkey)?, epoch)?);
             let class = self.class(request.object.akey_order());
@@ -158,7 +164,7 @@ impl<'h> View<'h> {
                 let wanted = if request.akey.is_some() { ObjectType::Document } else { ObjectType::KeyValue };
                 let answer = match objects[index] {
                     Some(object) if request.object.object_type() == wanted => {
-                        self.fetch_in(object, request, &probes[index], epoch)
+                        self.fetch_in(object, leaves[index], request, &probes[index], epoch)
                     }
                     _ => self.fetch(request, epoch),
                 };

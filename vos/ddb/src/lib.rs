@@ -27,8 +27,9 @@ pub use world::{Files, ToolWorld, block_on};
     about = "Look into a stopped target: what its super-block, space, containers, objects, keys and log say",
     long_about = "Look into a stopped target: what its super-block, space, containers, objects, keys and log say.\n\n\
         A target is the folder with the files `heap`, `log` and (with a block tier) `blocks`; an engine keeps its\n\
-        targets in DIR/pools/POOL/NUMBER. On persistent memory a target is one file. Nothing is ever written, and a target in use is refused. What a crash left\n\
-        half done is shown as opening the target would find it.",
+        targets in DIR/pools/POOL/NUMBER. On persistent memory a target is one file.\n\
+        Nothing but `upgrade` writes, and a target in use\n\
+        is refused. What a crash left half done is shown as opening the target would find it.",
     after_help = "Examples:\n  \
         ddb /var/lib/daos/pools/3f8e…/0 superblock\n  \
         ddb /var/lib/daos/pools/3f8e…/0 ls                          # containers\n  \
@@ -82,7 +83,9 @@ pub enum Command {
         /// Only this container.
         container: Option<Uuid>,
     },
-    /// Brings the target to the media format of this software
+    /// Brings the target to the media format of this software; the only command that writes
+    ///
+    /// The target is verified first, and left as it is if anything is wrong. Older software cannot use it any more then.
     Upgrade,
 }
 

@@ -1,11 +1,13 @@
-//! The world of a tool: one task that runs to its end, and files that can only be read.
+//! The world of a tool: tasks that run to their ends one after the other, and files that can be written only if the tool
+//! was made for that.
 
 use std::{
+    cell::RefCell,
     fs::File,
     future::{Future, pending, ready},
     os::unix::fs::FileExt,
     path::PathBuf,
-    pin::pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, Waker},
 };
@@ -19,18 +21,30 @@ mod fabric;
 
 use fabric::NoFabric;
 
-/// Runs a future of this world. Nothing in it ever waits; if it does, something was asked that only an engine can do.
+/// Turns that tasks get before it counts as certain that they wait for what nobody does.
+const TURNS_MAX: u32 = 1_000_000;
+
+/// Runs a future that starts no tasks. Nothing in it ever waits; if it does, something was asked that only an engine can do.
 ///
 /// # Panics
 ///
 /// If the future waits.
 pub fn block_on<R>(future: impl Future<Output = R>) -> R {
+    run(future, &Tasks::default(), 1000)
+}
+
+/// Gives `future` and all tasks turns until the future has ended.
+fn run<R>(future: impl Future<Output = R>, tasks: &Tasks, turns: u32) -> R {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
-    for _ in 0..1000 {
+    for _ in 0..turns {
         if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
             return result;
         }
+        // A task may start others.
+        let mut running = std::mem::take(&mut *tasks.0.borrow_mut());
+        running.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
+        tasks.0.borrow_mut().extend(running);
     }
     panic!("a tool's task waits for what nobody does");
 }
@@ -41,20 +55,39 @@ pub struct ToolWorld(Rc<Inner>);
 
 struct Inner {
     media: Files,
+    tasks: Tasks,
     locals: Locals,
 }
 
 impl ToolWorld {
-    /// A world whose media is the folder `root`.
+    /// A world whose media is the folder `root`, to be read.
     pub fn new(root: PathBuf) -> Self {
-        Self(Rc::new(Inner { media: Files { root }, locals: Locals::default() }))
+        Self::with(Files { root, writable: false })
+    }
+
+    /// A world whose media is the folder `root`, in which files may be changed.
+    pub fn writing(root: PathBuf) -> Self {
+        Self::with(Files { root, writable: true })
+    }
+
+    fn with(media: Files) -> Self {
+        Self(Rc::new(Inner { media, tasks: Tasks::default(), locals: Locals::default() }))
+    }
+
+    /// Runs a future of this world, and with it the tasks that it starts.
+    ///
+    /// # Panics
+    ///
+    /// If the future waits for what nobody does.
+    pub fn block_on<R>(&self, future: impl Future<Output = R>) -> R {
+        run(future, &self.0.tasks, TURNS_MAX)
     }
 }
 
 impl Env for ToolWorld {
     type Clock = NoTime;
     type Rng = NoChance;
-    type Spawn = OneTask;
+    type Spawn = Tasks;
     type Mailbox = NoMailbox;
     type Fabric = NoFabric;
     type Media = Files;
@@ -65,8 +98,8 @@ impl Env for ToolWorld {
     fn rng(&self) -> &NoChance {
         &NoChance
     }
-    fn scheduler(&self) -> &OneTask {
-        &OneTask
+    fn scheduler(&self) -> &Tasks {
+        &self.0.tasks
     }
     fn mailbox(&self) -> &NoMailbox {
         &NoMailbox
@@ -109,11 +142,14 @@ impl Rng for NoChance {
     }
 }
 
-/// There is one task. Others write logs and checkpoints, which a tool does not.
-pub struct OneTask;
+/// The tasks of a tool that writes: a target's log and checkpoints.
+#[derive(Default)]
+pub struct Tasks(RefCell<Vec<Pin<Box<dyn Future<Output = ()>>>>>);
 
-impl Spawn for OneTask {
-    fn spawn(&self, _: Class, _: &'static str, _: impl Future<Output = ()> + 'static) {}
+impl Spawn for Tasks {
+    fn spawn(&self, _: Class, _: &'static str, task: impl Future<Output = ()> + 'static) {
+        self.0.borrow_mut().push(Box::pin(task));
+    }
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {
         ready(())
     }
@@ -123,24 +159,25 @@ impl Spawn for OneTask {
     fn add_progress(&self, _: &'static str, _: impl FnMut() -> usize + 'static) {}
 }
 
-/// Files below a folder, to be read.
+/// Files below a folder.
 #[derive(Clone, Debug)]
 pub struct Files {
     root: PathBuf,
+    writable: bool,
 }
 
-/// A file that can be read.
+/// A file that is there.
 #[derive(Clone, Debug)]
-pub struct ReadOnly(Rc<(File, u64)>);
+pub struct DiskFile(Rc<(File, u64)>);
 
 fn refused() -> MediaError {
-    MediaError::Failed("a tool reads only".to_owned())
+    MediaError::Failed("a tool makes and removes no files".to_owned())
 }
 
 impl Media for Files {
-    type File = ReadOnly;
+    type File = DiskFile;
 
-    async fn open(&self, path: &str, options: OpenOptions) -> Result<ReadOnly, MediaError> {
+    async fn open(&self, path: &str, options: OpenOptions) -> Result<DiskFile, MediaError> {
         if options.create_new {
             return Err(refused());
         }
@@ -149,9 +186,9 @@ impl Media for Files {
             std::io::ErrorKind::NotFound => MediaError::NotFound(full.display().to_string()),
             _ => MediaError::Failed(format!("{}: {error}", full.display())),
         };
-        let file = File::open(&full).map_err(failed)?;
+        let file = File::options().read(true).write(self.writable).open(&full).map_err(failed)?;
         let size = file.metadata().map_err(failed)?.len();
-        Ok(ReadOnly(Rc::new((file, size))))
+        Ok(DiskFile(Rc::new((file, size))))
     }
 
     async fn remove(&self, _: &str) -> Result<(), MediaError> {
@@ -171,7 +208,16 @@ impl Media for Files {
     }
 }
 
-impl MediaFile for ReadOnly {
+impl DiskFile {
+    fn check(&self, offset: u64, length: usize) -> Result<(), MediaError> {
+        match offset.checked_add(length as u64) {
+            Some(end) if end <= self.0.1 => Ok(()),
+            _ => Err(MediaError::BadRange { offset, length: length as u64, size: self.0.1 }),
+        }
+    }
+}
+
+impl MediaFile for DiskFile {
     fn size(&self) -> u64 {
         self.0.1
     }
@@ -181,29 +227,33 @@ impl MediaFile for ReadOnly {
         offset: u64,
         mut buffer: IoBuffer,
     ) -> impl Future<Output = (IoBuffer, Result<(), MediaError>)> + 'static {
-        let end = offset.checked_add(buffer.len() as u64).filter(|&end| end <= self.0.1);
-        let result = match end {
-            None => Err(MediaError::BadRange { offset, length: buffer.len() as u64, size: self.0.1 }),
-            Some(_) => self
-                .0
-                .0
-                .read_exact_at(buffer.as_mut_slice(), offset)
-                .map_err(|error| MediaError::Failed(format!("reading at {offset:#x}: {error}"))),
-        };
+        let result = self.check(offset, buffer.len()).and_then(|()| {
+            let read = self.0.0.read_exact_at(buffer.as_mut_slice(), offset);
+            read.map_err(|error| MediaError::Failed(format!("reading at {offset:#x}: {error}")))
+        });
         ready((buffer, result))
     }
 
     fn write(
         &self,
-        _: u64,
+        offset: u64,
         buffer: IoBuffer,
-        _: Durability,
+        durability: Durability,
     ) -> impl Future<Output = (IoBuffer, Result<(), MediaError>)> + 'static {
-        ready((buffer, Err(refused())))
+        let file = &self.0.0;
+        let result = self.check(offset, buffer.len()).and_then(|()| {
+            // A file that was opened to be read refuses this by itself.
+            let written = file.write_all_at(buffer.as_slice(), offset).and_then(|()| match durability {
+                Durability::Durable => file.sync_data(),
+                Durability::Volatile => Ok(()),
+            });
+            written.map_err(|error| MediaError::Failed(format!("writing at {offset:#x}: {error}")))
+        });
+        ready((buffer, result))
     }
 
     fn flush(&self) -> impl Future<Output = Result<(), MediaError>> + 'static {
-        ready(Err(refused()))
+        ready(self.0.0.sync_data().map_err(|error| MediaError::Failed(format!("flushing: {error}"))))
     }
 
     fn discard(&self, _: u64, _: u64) -> impl Future<Output = Result<(), MediaError>> + 'static {

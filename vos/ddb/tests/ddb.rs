@@ -79,7 +79,6 @@ fn it_shows_what_a_target_holds() {
 
     let verified = ddb(&target, &["verify"]).expect("a verification");
     assert!(verified.sound, "{}", verified.value);
-    assert_eq!(ask(&target, &["upgrade"])["changed"], false);
 
     let after: Vec<_> =
         ["heap", "log", "blocks"].map(|name| fs::read(target.join(name)).expect("a file")).into();
@@ -132,6 +131,35 @@ fn it_shows_what_a_target_on_persistent_memory_holds() {
     damaged[4096 + 8] = 9;
     fs::write(&file, damaged).expect("written");
     assert!(ddb(&file, &["space", "--blocks", blocks]).is_err(), "no super-block is left");
+}
+
+/// What every other command leaves alone, `upgrade` changes: the golden image of the first format, as an engine of that time
+/// left it, is brought to the present one, loses nothing, and is upgraded once only.
+#[test]
+fn a_target_of_the_first_format_is_upgraded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target(folder.path());
+    let before = ask(&target, &["dump"]);
+    assert_eq!(ask(&target, &["superblock"])["pool_version"], 1);
+    let upgraded = ask(&target, &["upgrade"]);
+    assert_eq!((&upgraded["found"], &upgraded["now"]), (&1.into(), &2.into()));
+    assert_eq!(ask(&target, &["superblock"])["pool_version"], 2);
+    assert!(ddb(&target, &["verify"]).expect("a verification").sound);
+    assert!(ask(&target, &["dump"]) == before, "it holds what it held");
+    assert_eq!(ask(&target, &["upgrade"])["changed"], false);
+}
+
+#[test]
+fn a_damaged_target_is_not_upgraded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = target(folder.path());
+    let mut blocks = fs::read(target.join("blocks")).expect("a file");
+    blocks[100] ^= 1;
+    fs::write(target.join("blocks"), &blocks).expect("written");
+    let heap = fs::read(target.join("heap")).expect("a file");
+    let Err(Failure(message)) = ddb(&target, &["upgrade"]) else { panic!("it is damaged") };
+    assert!(message.contains("nothing was changed"), "{message}");
+    assert!(fs::read(target.join("heap")).expect("a file") == heap);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use daos_umem::Heap;
 use super::{
     KeyClass, Probe, Root, Summary,
     insert::{entries, sort, summarise},
-    node::{Inner, LEAF_CAPACITY, Node, leaf_bytes, read_tail},
+    node::{Inner, Node, capacity_for, leaf_bytes, read_tail},
 };
 use crate::Error;
 
@@ -41,12 +41,22 @@ fn check_node<C: KeyClass>(
     visit: &mut dyn FnMut(u64) -> Result<(), Error>,
 ) -> Result<Summary, Error> {
     let wrong = |place| Error::Corrupt { place, position: node.offset };
-    reach(node.offset, if node.level() == 0 { leaf_bytes(node.capacity()) } else { Inner::bytes::<C>() })?;
+    reach(
+        node.offset,
+        if node.level() == 0 {
+            leaf_bytes(node.is_narrow(), node.capacity())
+        } else {
+            Inner::bytes::<C>(node.is_narrow())
+        },
+    )?;
+    if node.is_narrow() && !class.narrow() {
+        return Err(wrong("node that is too narrow for its keys"));
+    }
     if is_root && node.count() < 2 {
         return Err(wrong("tree root with less than two records"));
     }
     if node.level() == 0 {
-        if !is_root && (node.capacity() != LEAF_CAPACITY || node.count() == 0) {
+        if !is_root && (node.capacity() < capacity_for(node.is_narrow(), 0, false) || node.count() == 0) {
             return Err(wrong("small leaf below an inner node"));
         }
         let (mut all, count) = entries(node)?;
@@ -54,6 +64,7 @@ fn check_node<C: KeyClass>(
         let mut before = low;
         for (index, entry) in all[..count].iter().enumerate() {
             let probe = class.probe(heap, entry.record)?;
+            let probe = Probe { prefix: node.kept(probe.prefix), ..probe };
             if (probe.prefix, probe.fingerprint) != (entry.prefix, entry.fingerprint) {
                 return Err(wrong("leaf slot that is not its record's"));
             }
@@ -74,7 +85,7 @@ fn check_node<C: KeyClass>(
     let bound = |index: usize| -> Result<Option<Probe<'_>>, Error> {
         let tail = tails.get(index).copied().unwrap_or(0);
         let tail = if tail == 0 { &[][..] } else { read_tail(heap, tail)? };
-        Ok(Some(Probe { prefix: separators[index].get(), fingerprint: 0, tail }))
+        Ok(Some(Probe { prefix: separators.get(index), fingerprint: 0, tail }))
     };
     for &tail in tails.iter().filter(|&&tail| tail != 0) {
         reach(tail, 8 + read_tail(heap, tail)?.len() as u64)?;

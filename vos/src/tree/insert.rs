@@ -7,8 +7,8 @@ use daos_umem::{Heap, Transaction};
 use super::{
     KeyClass, Path, Probe, Root, Summary, descend_with_path,
     node::{
-        Child, Entry, INNER_CAPACITY, Inner, LEAF_CAPACITIES, LEAF_CAPACITY, Node, Prefix, Slot, create_leaf,
-        write_tail,
+        Child, Entry, INNER_CAPACITY, Inner, LEAF_CAPACITY, Node, Prefix, capacity_for, create_leaf,
+        write_slot, write_tail,
     },
 };
 use crate::{Error, memory};
@@ -27,11 +27,9 @@ pub(crate) fn insert<C: KeyClass>(
         Root::Empty => memory::write(tx, root_place, &Root::Record(record).encode()),
         Root::Record(other) => {
             let other_probe = class.probe(tx.heap(), other)?;
-            let entries = [
-                Entry { prefix: other_probe.prefix, fingerprint: other_probe.fingerprint, record: other },
-                Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record },
-            ];
-            let leaf = create_leaf(tx, LEAF_CAPACITIES[0], &entries)?;
+            let narrow = class.narrow();
+            let entries = [Entry::new(narrow, &other_probe, other), Entry::new(narrow, probe, record)];
+            let leaf = create_leaf(tx, narrow, capacity_for(narrow, 2, true), &entries)?;
             memory::write(tx, root_place, &Root::Node(leaf).encode())
         }
         Root::Node(node) => {
@@ -40,7 +38,7 @@ pub(crate) fn insert<C: KeyClass>(
             if free < leaf.capacity() {
                 fill_slot(tx, offset, free, probe, record)?;
             } else if leaf.capacity() < LEAF_CAPACITY {
-                grow(tx, root_place, offset, probe, record)?;
+                grow(tx, root_place, &path, offset, probe, record)?;
             } else {
                 return split_leaf(tx, class, root_place, &path, offset, probe, record);
             }
@@ -76,8 +74,8 @@ fn fill_slot(
     let leaf = Node::read(tx.heap(), leaf)?;
     let (slot, fingerprint, used_place) =
         (leaf.slot_offset(index), leaf.fingerprint_offset(index), leaf.used_offset());
-    let used = leaf.used() | 1 << index;
-    memory::write(tx, slot, &Slot::new(probe.prefix, record))?;
+    let (narrow, used) = (leaf.is_narrow(), leaf.used() | 1 << index);
+    write_slot(tx, narrow, slot, probe.prefix, record)?;
     memory::write(tx, fingerprint, &probe.fingerprint)?;
     memory::write(tx, used_place, &used)
 }
@@ -89,29 +87,37 @@ pub(super) fn entries(leaf: &Node<'_>) -> Result<([Entry; LEAF_CAPACITY + 1], us
     let (mut used, mut count) = (leaf.used(), 0);
     while used != 0 {
         let index = used.trailing_zeros() as usize;
-        let slot = slots[index];
-        entries[count] =
-            Entry { prefix: slot.prefix(), fingerprint: fingerprints[index], record: slot.record };
+        let (prefix, record) = slots.get(index);
+        entries[count] = Entry { prefix, fingerprint: fingerprints[index], record };
         count += 1;
         used &= used - 1;
     }
     Ok((entries, count))
 }
 
-/// Replaces a root leaf by a larger one with one more record.
+/// Replaces a leaf by a larger one with one more record.
 fn grow(
     tx: &mut Transaction<'_>,
     root_place: u64,
+    path: &Path,
     leaf: u64,
     probe: &Probe<'_>,
     record: u64,
 ) -> Result<(), Error> {
-    let (mut all, count) = entries(&Node::read(tx.heap(), leaf)?)?;
-    all[count] = Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record };
-    let capacity = LEAF_CAPACITIES.into_iter().find(|&capacity| capacity > count).unwrap_or(LEAF_CAPACITY);
-    let larger = create_leaf(tx, capacity, &all[..=count])?;
+    let node = Node::read(tx.heap(), leaf)?;
+    let narrow = node.is_narrow();
+    let (mut all, count) = entries(&node)?;
+    all[count] = Entry::new(narrow, probe, record);
+    let capacity = capacity_for(narrow, count + 1, path.steps().is_empty());
+    let larger = create_leaf(tx, narrow, capacity, &all[..=count])?;
     memory::free(tx, leaf)?;
-    memory::write(tx, root_place, &Root::Node(larger).encode())
+    match path.steps().last() {
+        None => memory::write(tx, root_place, &Root::Node(larger).encode()),
+        Some(&(parent, index)) => {
+            let place = Node::read(tx.heap(), parent)?.child_offset(index);
+            memory::write(tx, place, &larger)
+        }
+    }
 }
 
 /// Order of two entries; tails are read where prefixes are equal.
@@ -144,14 +150,18 @@ fn split_leaf<C: KeyClass>(
     record: u64,
 ) -> Result<(), Error> {
     let heap = tx.heap();
-    let (mut all, count) = entries(&Node::read(heap, leaf)?)?;
-    all[count] = Entry { prefix: probe.prefix, fingerprint: probe.fingerprint, record };
-    sort(heap, class, &mut all)?;
+    let node = Node::read(heap, leaf)?;
+    let narrow = node.is_narrow();
+    let (mut all, count) = entries(&node)?;
+    all[count] = Entry::new(narrow, probe, record);
     // Records that arrive in order fill their leaves: only the newest moves on.
-    let appends = all[count].record == record && is_last(heap, path)?;
+    let appends = is_last(heap, path)? && is_greatest(heap, class, &all[count], &all[..count])?;
     let middle = if appends { count } else { all.len() / 2 };
+    if !appends {
+        part(heap, class, &mut all, middle)?;
+    }
     let (left, right) = all.split_at(middle);
-    let (separator, tail_bytes) = separate(heap, class, &left[middle - 1], &right[0])?;
+    let (separator, tail_bytes) = separate(heap, class, left, &right[0])?;
     let (mut left_summary, mut right_summary) = (Summary::EMPTY, Summary::EMPTY);
     if C::SUMMARIES {
         left_summary = summarise(heap, class, left)?;
@@ -159,10 +169,37 @@ fn split_leaf<C: KeyClass>(
     }
     let tail_bytes = tail_bytes.map(<[u8]>::to_vec);
     let tail = tail_bytes.map_or(Ok(0), |bytes| write_tail(tx, &bytes))?;
-    let new = create_leaf(tx, LEAF_CAPACITY, right)?;
-    keep_in_leaf(tx, leaf, left)?;
+    let new = create_leaf(tx, narrow, capacity_for(narrow, right.len(), false), right)?;
+    let mut kept_leaf = leaf;
+    if !appends {
+        // Half a leaf takes less than a whole one.
+        kept_leaf = create_leaf(tx, narrow, capacity_for(narrow, left.len(), false), left)?;
+        memory::free(tx, leaf)?;
+    }
     let child = Child { separator, tail, node: new, summary: right_summary };
-    add_child::<C>(tx, root_place, path, leaf, left_summary, child)
+    add_child::<C>(tx, root_place, path, (kept_leaf, narrow), left_summary, child)
+}
+
+/// Whether the key of `entry` is above those of all `others`.
+fn is_greatest<C: KeyClass>(heap: &Heap, class: C, entry: &Entry, others: &[Entry]) -> Result<bool, Error> {
+    for other in others {
+        if compare(heap, class, entry, other)?.is_lt() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Moves the entries with the least keys before `middle`, and the least of the others there.
+fn part<C: KeyClass>(heap: &Heap, class: C, entries: &mut [Entry], middle: usize) -> Result<(), Error> {
+    let mut failure = None;
+    entries.select_nth_unstable_by(middle, |a, b| {
+        compare(heap, class, a, b).unwrap_or_else(|error| {
+            failure = Some(error);
+            Ordering::Equal
+        })
+    });
+    failure.map_or(Ok(()), Err)
 }
 
 /// Whether the way leads to the last leaf of the tree.
@@ -179,55 +216,35 @@ pub(super) fn summarise<C: KeyClass>(heap: &Heap, class: C, entries: &[Entry]) -
     entries.iter().try_fold(Summary::EMPTY, |all, entry| Ok(all.merge(class.summary(heap, entry.record)?)))
 }
 
-/// The shortest separator between two neighbours: a prefix, and the tail's bytes where that is not enough.
+/// The shortest separator between the entries of a leaf and the least of the next: a prefix, and the tail's bytes where
+/// that is not enough.
 fn separate<'h, C: KeyClass>(
     heap: &'h Heap,
     class: C,
-    left: &Entry,
+    left: &[Entry],
     right: &Entry,
 ) -> Result<(Prefix, Option<&'h [u8]>), Error> {
-    if left.prefix != right.prefix {
-        return Ok((Prefix::new(right.prefix), None));
-    }
     let duplicate = Error::Corrupt { place: "tree with a key twice", position: right.record };
-    if !C::TAILS {
-        return Err(duplicate);
+    let mut low: Option<&[u8]> = None;
+    for entry in left.iter().filter(|entry| entry.prefix == right.prefix) {
+        if !C::TAILS {
+            return Err(duplicate);
+        }
+        low = low.max(Some(class.tail(heap, entry.record)?));
     }
+    let Some(low) = low else { return Ok((Prefix::new(right.prefix), None)) };
     // `left` < `right`, so `right` goes on where they part.
-    let (low, high) = (class.tail(heap, left.record)?, class.tail(heap, right.record)?);
+    let high = class.tail(heap, right.record)?;
     let common = low.iter().zip(high).take_while(|(a, b)| a == b).count();
     Ok((Prefix::new(right.prefix), Some(high.get(..=common).ok_or(duplicate)?)))
 }
 
-/// Makes a full leaf hold exactly `entries`, of which all but one may be in it already.
-fn keep_in_leaf(tx: &mut Transaction<'_>, leaf: u64, entries: &[Entry]) -> Result<(), Error> {
-    let node = Node::read(tx.heap(), leaf)?;
-    let slots = node.slots()?;
-    let mut used = 0u64;
-    let mut newcomer = None;
-    for entry in entries {
-        match slots.iter().position(|slot| slot.record == entry.record) {
-            Some(index) => used |= 1 << index,
-            None => newcomer = Some(*entry),
-        }
-    }
-    let used_place = node.used_offset();
-    let free = used.trailing_ones() as usize;
-    let (slot, fingerprint) = (node.slot_offset(free), node.fingerprint_offset(free));
-    if let Some(entry) = newcomer {
-        memory::write(tx, slot, &Slot::new(entry.prefix, entry.record))?;
-        memory::write(tx, fingerprint, &entry.fingerprint)?;
-        used |= 1 << free;
-    }
-    memory::write(tx, used_place, &used)
-}
-
-/// Adds `child`, split off from `left` (the end of `path`), to the tree.
+/// Adds `child`, split off from `left` (at the end of `path`), to the tree, whose width is told.
 fn add_child<C: KeyClass>(
     tx: &mut Transaction<'_>,
     root_place: u64,
     path: &Path,
-    left: u64,
+    (left, narrow): (u64, bool),
     left_summary: Summary,
     child: Child,
 ) -> Result<(), Error> {
@@ -236,6 +253,7 @@ fn add_child<C: KeyClass>(
     for &(offset, index) in path.steps().iter().rev() {
         let node = Node::read(tx.heap(), offset)?;
         let mut inner = Inner::load::<C>(&node)?;
+        inner.children[index] = left;
         inner.summaries[index] = left_summary;
         inner.insert(index + 1, child);
         level = inner.level;
@@ -255,7 +273,7 @@ fn add_child<C: KeyClass>(
         }
         // Nodes that fill in order are left nearly full.
         let middle = if index + 2 == inner.count { inner.count - 2 } else { inner.count / 2 };
-        let mut right = Inner::new(inner.level);
+        let mut right = Inner::new(inner.level, narrow);
         for from in middle..inner.count {
             right.insert(from - middle, inner.child(from));
         }
@@ -269,7 +287,7 @@ fn add_child<C: KeyClass>(
         left = offset;
         child = Child { separator: first.separator, tail: first.tail, node, summary: right.summary() };
     }
-    let mut root = Inner::new(level + 1);
+    let mut root = Inner::new(level + 1, narrow);
     root.insert(0, Child { separator: Prefix::default(), tail: 0, node: left, summary: left_summary });
     root.insert(1, child);
     let node = root.create::<C>(tx)?;

@@ -21,16 +21,18 @@
 //! * A leaf is not sorted: a bitmap says which slots are in use, one byte of each key's **fingerprint** which may match.
 //!   An insertion writes one slot, one byte and one word, whatever the number of keys (a sorted leaf would have to log
 //!   half of itself), and a search reads the header and fingerprints (one cache line at full size), one slot, and the record.
-//! * Only a leaf that is the root may be smaller than [`node::LEAF_CAPACITIES`]' last.
+//! * A leaf has one of a few sizes and grows from one to the next; the smallest are for roots.
+//! * All nodes of a tree are narrow (see [`node`]), or none is.
 //! * A separator that needs more than a prefix owns a block with its bytes.
 //! * For classes with summaries, the summary of each child covers all records below it.
 //!
 //! # Cost
 //!
-//! With 48 slots, 2/3 of them in use, 10^6 records make 31,000 leaves (37 MB), 1,000 inner nodes above them (1.5 MB), 30
-//! above these: the inner nodes stay in the second-level cache. A search in a large tree misses the cache twice (leaf
-//! header, slot), then the record's own lines. Capacities were measured: 32, 48 and 64 slots differ by less than noise in
-//! searches; 48 keeps header and fingerprints in one line.
+//! 10^6 hashed keys make 33,000 leaves of 640 or 896 bytes (21 bytes of each key), 1,000 inner nodes above them (1.3 MB), 30
+//! above these: the inner nodes stay in the second-level cache. A search in a large tree asks for all lines of the leaf at
+//! once, then for those of the record: it waits for memory twice. (Waiting for the leaf's header first, to ask for one slot only,
+//! was a sixth slower.) Capacities were measured: 32, 48 and 64 slots differ by less than noise in searches; 48 keeps header and
+//! fingerprints in one line. Half a leaf after a split gets a smaller block, so that a leaf's slots are 5/6 in use.
 //!
 //! Fingerprints in unsorted leaves are after Oukid and others, "FPTree: A Hybrid SCM-DRAM Persistent and Concurrent B-Tree
 //! for Storage Class Memory" (SIGMOD 2016).
@@ -52,6 +54,9 @@ pub(crate) use check::check;
 pub(crate) use insert::insert;
 pub(crate) use remove::remove;
 pub(crate) use scan::{Bound, floor, scan, scan_back};
+
+/// Cache lines of a leaf that a search asks for.
+const LEAF_LINES: u64 = 13;
 
 /// Levels that a tree may have: more than 2^64 records need.
 pub(crate) const DEPTH_MAX: usize = 24;
@@ -122,6 +127,11 @@ pub(crate) trait KeyClass: Copy {
     const TAILS: bool;
     /// Whether inner nodes keep summaries of their children.
     const SUMMARIES: bool = false;
+
+    /// Whether new trees keep only the high half of prefixes, which are hashes; see [`node`].
+    fn narrow(self) -> bool {
+        false
+    }
 
     /// The key of a record.
     fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error>;
@@ -197,6 +207,12 @@ pub(crate) fn descend<'h, C: KeyClass>(
     let mut node = Node::read(heap, node)?;
     while node.level() > 0 {
         let child = node.children()?[node.child_index::<C>(probe)?];
+        if C::TAILS && node.level() == 1 {
+            // Which slot it will be is known only once the fingerprints are here: wait for both at once.
+            for line in 0..LEAF_LINES {
+                memory::prefetch(heap, child + line * 64);
+            }
+        }
         node = node.child(child)?;
     }
     Ok(node)
@@ -211,18 +227,18 @@ fn find_in_leaf<C: KeyClass>(
     probe: &Probe<'_>,
 ) -> Result<Option<(usize, u64)>, Error> {
     let mut candidates = leaf.candidates(probe.fingerprint)?;
-    let slots = leaf.slots()?;
+    let (slots, wanted) = (leaf.slots()?, leaf.kept(probe.prefix));
     while candidates != 0 {
         let index = candidates.trailing_zeros() as usize;
-        let slot = &slots[index];
+        let (prefix, record) = slots.get(index);
         if C::TAILS {
             // The record's key is about to be compared, and what follows it read: wait for all of it at once.
-            memory::prefetch(heap, slot.record);
-            memory::prefetch(heap, slot.record + 64);
-            memory::prefetch(heap, slot.record + 128);
+            memory::prefetch(heap, record);
+            memory::prefetch(heap, record + 64);
+            memory::prefetch(heap, record + 128);
         }
-        if slot.prefix() == probe.prefix && (!C::TAILS || class.tail(heap, slot.record)? == probe.tail) {
-            return Ok(Some((index, slot.record)));
+        if prefix == wanted && (!C::TAILS || class.tail(heap, record)? == probe.tail) {
+            return Ok(Some((index, record)));
         }
         candidates &= candidates - 1;
     }
@@ -244,6 +260,21 @@ pub(crate) fn prefetch_leaf<C: KeyClass>(heap: &Heap, root: u64, probe: &Probe<'
     Ok(node.offset)
 }
 
+/// Last step: the record with the key of `probe` in the leaf that [`prefetch_leaf`] gave.
+#[inline]
+pub(crate) fn get_in_leaf<C: KeyClass>(
+    heap: &Heap,
+    class: C,
+    leaf: u64,
+    probe: &Probe<'_>,
+) -> Result<Option<u64>, Error> {
+    let node = Node::read(heap, leaf)?;
+    if node.level() != 0 {
+        return Err(Error::Corrupt { place: "tree node", position: leaf });
+    }
+    Ok(find_in_leaf(heap, class, &node, probe)?.map(|(_, record)| record))
+}
+
 /// Second step: asks for the cache line of the first slot that may match; returns its index (`None`: no slot may).
 pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result<Option<u32>, Error> {
     let leaf = Node::read(heap, leaf)?;
@@ -259,7 +290,7 @@ pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result
 /// Third step: asks for the record of that slot, `lines` cache lines of it.
 pub(crate) fn prefetch_record(heap: &Heap, leaf: u64, index: u32, lines: u64) -> Result<(), Error> {
     let leaf = Node::read(heap, leaf)?;
-    let record = leaf.slots()?[index as usize].record;
+    let (_, record) = leaf.slots()?.get(index as usize);
     for line in 0..lines {
         memory::prefetch(heap, record + line * 64);
     }

@@ -7,6 +7,10 @@
 //!  header  kind u8 | level u8 | capacity u8 | 0 u8 | 0 u32 | in use u64 (leaf: bitmap of slots; inner: children)
 //!  tail    length u32 | 0 u32 | bytes
 //! ```
+//!
+//! Nodes of **narrow** trees (kinds 3 and 4) leave out the low half of prefixes: slots of 16 bytes, separators of 8. For
+//! hashes 64 bits are enough, since tails tell apart what collides; they take a third less memory, and fewer cache lines in
+//! a search. In memory such a prefix has zeros for its low half. All nodes of one tree are narrow, or none is.
 
 use daos_umem::{Heap, Transaction};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,9 +20,12 @@ use crate::{Error, memory};
 
 const LEAF: u8 = 1;
 const INNER: u8 = 2;
-/// Sizes of leaves. The last is that of every leaf that is not the root.
-pub(crate) const LEAF_CAPACITIES: [usize; 3] = [4, 12, 48];
-pub(crate) const LEAF_CAPACITY: usize = LEAF_CAPACITIES[2];
+const NARROW_LEAF: u8 = 3;
+const NARROW_INNER: u8 = 4;
+/// Sizes of leaves: such that they leave little of the allocator's blocks unused. The first two are for roots only.
+const LEAF_CAPACITIES: [usize; 5] = [4, 12, 32, 40, LEAF_CAPACITY];
+const NARROW_LEAF_CAPACITIES: [usize; 4] = [4, 12, 36, LEAF_CAPACITY];
+pub(crate) const LEAF_CAPACITY: usize = 48;
 pub(crate) const INNER_CAPACITY: usize = 48;
 const HEADER_BYTES: u64 = size_of::<Header>() as u64;
 
@@ -53,20 +60,68 @@ impl Prefix {
 
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(crate) struct Slot {
+pub(crate) struct WideSlot {
     prefix: Prefix,
-    pub record: u64,
+    record: u64,
 }
 
-impl Slot {
-    pub fn new(prefix: u128, record: u64) -> Self {
-        Self { prefix: Prefix::new(prefix), record }
-    }
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct NarrowSlot {
+    high: u64,
+    record: u64,
+}
 
+/// The slots of a leaf.
+#[derive(Clone, Copy)]
+pub(crate) enum Slots<'h> {
+    Wide(&'h [WideSlot]),
+    Narrow(&'h [NarrowSlot]),
+}
+
+impl Slots<'_> {
+    /// Prefix and record in slot `index`.
     #[inline]
-    pub fn prefix(&self) -> u128 {
-        self.prefix.get()
+    pub fn get(&self, index: usize) -> (u128, u64) {
+        match self {
+            Slots::Wide(slots) => (slots[index].prefix.get(), slots[index].record),
+            Slots::Narrow(slots) => (u128::from(slots[index].high) << 64, slots[index].record),
+        }
     }
+}
+
+/// The separators of an inner node.
+#[derive(Clone, Copy)]
+pub(crate) enum Separators<'h> {
+    Wide(&'h [Prefix]),
+    Narrow(&'h [u64]),
+}
+
+impl Separators<'_> {
+    #[inline]
+    pub fn get(&self, index: usize) -> u128 {
+        match self {
+            Separators::Wide(separators) => separators[index].get(),
+            Separators::Narrow(separators) => u128::from(separators[index]) << 64,
+        }
+    }
+}
+
+/// The sizes that leaves may have.
+fn capacities(narrow: bool) -> &'static [usize] {
+    if narrow { &NARROW_LEAF_CAPACITIES } else { &LEAF_CAPACITIES }
+}
+
+/// The smallest leaf that holds `count` records, as the root or below an inner node.
+pub(crate) fn capacity_for(narrow: bool, count: usize, is_root: bool) -> usize {
+    let sizes = &capacities(narrow)[if is_root { 0 } else { 2 }..];
+    sizes.iter().copied().find(|&capacity| capacity >= count).unwrap_or(LEAF_CAPACITY)
+}
+
+/// A prefix as a tree keeps it.
+#[inline]
+pub(crate) fn kept(narrow: bool, prefix: u128) -> u128 {
+    if narrow { prefix >> 64 << 64 } else { prefix }
 }
 
 /// A node, its header read and checked.
@@ -83,12 +138,12 @@ impl<'h> Node<'h> {
         let header: Header = *memory::read(heap, offset)?;
         let capacity = usize::from(header.capacity);
         let sound = match header.kind {
-            LEAF => {
+            LEAF | NARROW_LEAF => {
                 header.level == 0
-                    && LEAF_CAPACITIES.contains(&capacity)
+                    && capacities(header.kind == NARROW_LEAF).contains(&capacity)
                     && header.used >> (capacity - 1) >> 1 == 0
             }
-            INNER => {
+            INNER | NARROW_INNER => {
                 header.level > 0
                     && capacity == INNER_CAPACITY
                     && header.used >= 1
@@ -102,14 +157,26 @@ impl<'h> Node<'h> {
         Ok(Self { heap, offset, header })
     }
 
-    /// Reads a child, which must be one level lower.
+    /// Reads a child, which must be one level lower and of the same width.
     #[inline]
     pub fn child(&self, offset: u64) -> Result<Self, Error> {
         let child = Self::read(self.heap, offset)?;
-        if child.header.level + 1 != self.header.level {
+        if child.header.level + 1 != self.header.level || child.is_narrow() != self.is_narrow() {
             return Err(Error::Corrupt { place: "tree node", position: offset });
         }
         Ok(child)
+    }
+
+    /// Whether the low half of prefixes is left out.
+    #[inline]
+    pub fn is_narrow(&self) -> bool {
+        self.header.kind >= NARROW_LEAF
+    }
+
+    /// A prefix as this node keeps it.
+    #[inline]
+    pub fn kept(&self, prefix: u128) -> u128 {
+        kept(self.is_narrow(), prefix)
     }
 
     /// Height above the leaves.
@@ -124,7 +191,7 @@ impl<'h> Node<'h> {
 
     /// Records of a leaf, children of an inner node.
     pub fn count(&self) -> usize {
-        if self.header.kind == LEAF {
+        if self.header.level == 0 {
             self.header.used.count_ones() as usize
         } else {
             self.header.used as usize
@@ -142,13 +209,19 @@ impl<'h> Node<'h> {
         self.offset + HEADER_BYTES + u64::from(self.header.capacity).next_multiple_of(8)
     }
 
+    #[inline]
     pub fn slot_offset(&self, index: usize) -> u64 {
-        self.slots_start() + (index * size_of::<Slot>()) as u64
+        self.slots_start() + index as u64 * slot_bytes(self.is_narrow())
     }
 
     #[inline]
-    pub fn slots(&self) -> Result<&'h [Slot], Error> {
-        memory::read_slice(self.heap, self.slots_start(), u64::from(self.header.capacity))
+    pub fn slots(&self) -> Result<Slots<'h>, Error> {
+        let (start, count) = (self.slots_start(), u64::from(self.header.capacity));
+        Ok(if self.is_narrow() {
+            Slots::Narrow(memory::read_slice(self.heap, start, count)?)
+        } else {
+            Slots::Wide(memory::read_slice(self.heap, start, count)?)
+        })
     }
 
     pub fn fingerprints(&self) -> Result<&'h [u8], Error> {
@@ -173,12 +246,23 @@ impl<'h> Node<'h> {
     }
 
     #[inline]
-    pub fn separators(&self) -> Result<&'h [Prefix], Error> {
-        memory::read_slice(self.heap, self.offset + HEADER_BYTES, self.header.used)
+    pub fn separators(&self) -> Result<Separators<'h>, Error> {
+        let start = self.offset + HEADER_BYTES;
+        Ok(if self.is_narrow() {
+            Separators::Narrow(memory::read_slice(self.heap, start, self.header.used)?)
+        } else {
+            Separators::Wide(memory::read_slice(self.heap, start, self.header.used)?)
+        })
     }
 
+    #[inline]
     fn children_start(&self) -> u64 {
-        self.offset + HEADER_BYTES + (INNER_CAPACITY * size_of::<Prefix>()) as u64
+        self.offset + HEADER_BYTES + INNER_CAPACITY as u64 * separator_bytes(self.is_narrow())
+    }
+
+    /// Where the word that refers to child `index` lies.
+    pub fn child_offset(&self, index: usize) -> u64 {
+        self.children_start() + index as u64 * 8
     }
 
     #[inline]
@@ -211,19 +295,36 @@ impl<'h> Node<'h> {
     /// Which child of an inner node leads to the key of `probe`.
     #[inline]
     pub fn child_index<C: KeyClass>(&self, probe: &Probe<'_>) -> Result<usize, Error> {
-        let separators = &self.separators()?[1..];
-        let mut index = separators.partition_point(|separator| separator.get() <= probe.prefix);
-        if C::TAILS {
-            // Among separators of the same prefix the tail decides; there are few, or the search has to read them anyway.
-            let tails = self.tails::<C>()?;
-            while index > 0 && separators[index - 1].get() == probe.prefix && tails[index] != 0 {
-                if read_tail(self.heap, tails[index])? <= probe.tail {
-                    break;
-                }
-                index -= 1;
-            }
+        let separators = self.separators()?;
+        let index = match separators {
+            Separators::Wide(all) => all[1..].partition_point(|separator| separator.get() <= probe.prefix),
+            Separators::Narrow(all) => count_not_above(&all[1..], (probe.prefix >> 64) as u64),
+        };
+        if C::TAILS && index > 0 && separators.get(index) == self.kept(probe.prefix) {
+            return self.child_index_by_tail::<C>(probe, index);
         }
         Ok(index)
+    }
+
+    /// As [`child_index`](Self::child_index), where `index` is what the prefixes say and the separator there has the prefix
+    /// of `probe`: among separators of the same prefix the tail decides.
+    fn child_index_by_tail<C: KeyClass>(&self, probe: &Probe<'_>, index: usize) -> Result<usize, Error> {
+        let (separators, tails) = (self.separators()?, self.tails::<C>()?);
+        let prefix = self.kept(probe.prefix);
+        // Keys with a long beginning in common make many of them, so they are halved, not walked.
+        let (mut low, mut high) = (0, index);
+        while low < high {
+            let middle = (low + high).div_ceil(2);
+            let above = separators.get(middle) == prefix
+                && tails[middle] != 0
+                && read_tail(self.heap, tails[middle])? > probe.tail;
+            if above {
+                high = middle - 1;
+            } else {
+                low = middle;
+            }
+        }
+        Ok(low)
     }
 
     /// Places of the words that an insertion into slot `index` of a leaf writes: fingerprint, bitmap.
@@ -233,6 +334,42 @@ impl<'h> Node<'h> {
 
     pub fn used_offset(&self) -> u64 {
         self.offset + std::mem::offset_of!(Header, used) as u64
+    }
+}
+
+/// How many of `sorted` are not above `wanted`: first by eighths, then among eight. No branch depends on what is compared,
+/// and no comparison waits for another.
+#[inline]
+fn count_not_above(sorted: &[u64], wanted: u64) -> usize {
+    let (groups, rest) = sorted.as_chunks::<8>();
+    let whole: usize = groups.iter().map(|group| usize::from(group[7] <= wanted)).sum();
+    let among = groups.get(whole).map_or(rest, |group| &group[..]);
+    whole * 8 + among.iter().map(|&value| usize::from(value <= wanted)).sum::<usize>()
+}
+
+#[inline]
+const fn slot_bytes(narrow: bool) -> u64 {
+    if narrow { size_of::<NarrowSlot>() as u64 } else { size_of::<WideSlot>() as u64 }
+}
+
+#[inline]
+const fn separator_bytes(narrow: bool) -> u64 {
+    if narrow { 8 } else { size_of::<Prefix>() as u64 }
+}
+
+/// Writes a slot of a leaf.
+pub(crate) fn write_slot(
+    tx: &mut Transaction<'_>,
+    narrow: bool,
+    place: u64,
+    prefix: u128,
+    record: u64,
+) -> Result<(), Error> {
+    let Prefix { high, low } = Prefix::new(prefix);
+    if narrow {
+        memory::write(tx, place, &NarrowSlot { high, record })
+    } else {
+        memory::write(tx, place, &WideSlot { prefix: Prefix { high, low }, record })
     }
 }
 
@@ -258,32 +395,52 @@ pub(crate) struct Entry {
     pub record: u64,
 }
 
+impl Entry {
+    /// The entry of a record with the key of `probe` in a tree of that width.
+    pub fn new(narrow: bool, probe: &Probe<'_>, record: u64) -> Self {
+        Self { prefix: kept(narrow, probe.prefix), fingerprint: probe.fingerprint, record }
+    }
+}
+
 /// Bytes of a leaf.
-pub(crate) fn leaf_bytes(capacity: usize) -> u64 {
-    HEADER_BYTES + (capacity.next_multiple_of(8) + capacity * size_of::<Slot>()) as u64
+pub(crate) fn leaf_bytes(narrow: bool, capacity: usize) -> u64 {
+    HEADER_BYTES + capacity.next_multiple_of(8) as u64 + capacity as u64 * slot_bytes(narrow)
 }
 
 /// Makes a leaf with these entries.
 pub(crate) fn create_leaf(
     tx: &mut Transaction<'_>,
+    narrow: bool,
     capacity: usize,
     entries: &[Entry],
 ) -> Result<u64, Error> {
-    debug_assert!(entries.len() <= capacity && LEAF_CAPACITIES.contains(&capacity));
-    let leaf = memory::allocate(tx, leaf_bytes(capacity))?;
+    debug_assert!(entries.len() <= capacity && capacities(narrow).contains(&capacity));
+    let leaf = memory::allocate(tx, leaf_bytes(narrow, capacity))?;
     // Everything before the slots in one piece, then the slots that are used.
     let mut head = [0u8; 16 + LEAF_CAPACITY];
     let used = if entries.is_empty() { 0 } else { u64::MAX >> (64 - entries.len()) };
-    let header = Header { kind: LEAF, level: 0, capacity: capacity as u8, reserved: [0; 5], used };
+    let kind = if narrow { NARROW_LEAF } else { LEAF };
+    let header = Header { kind, level: 0, capacity: capacity as u8, reserved: [0; 5], used };
     head[..16].copy_from_slice(header.as_bytes());
-    let mut slots = [Slot::default(); LEAF_CAPACITY];
     for (index, entry) in entries.iter().enumerate() {
         head[16 + index] = entry.fingerprint;
-        slots[index] = Slot::new(entry.prefix, entry.record);
     }
     let head_bytes = 16 + capacity.next_multiple_of(8);
     memory::write_slice(tx, leaf, &head[..head_bytes])?;
-    memory::write_slice(tx, leaf + head_bytes as u64, &slots[..entries.len()])?;
+    let place = leaf + head_bytes as u64;
+    if narrow {
+        let mut slots = [NarrowSlot::default(); LEAF_CAPACITY];
+        for (slot, entry) in slots.iter_mut().zip(entries) {
+            *slot = NarrowSlot { high: (entry.prefix >> 64) as u64, record: entry.record };
+        }
+        memory::write_slice(tx, place, &slots[..entries.len()])?;
+    } else {
+        let mut slots = [WideSlot::default(); LEAF_CAPACITY];
+        for (slot, entry) in slots.iter_mut().zip(entries) {
+            *slot = WideSlot { prefix: Prefix::new(entry.prefix), record: entry.record };
+        }
+        memory::write_slice(tx, place, &slots[..entries.len()])?;
+    }
     Ok(leaf)
 }
 
@@ -291,6 +448,7 @@ pub(crate) fn create_leaf(
 #[derive(Clone)]
 pub(crate) struct Inner {
     pub level: u8,
+    pub narrow: bool,
     pub count: usize,
     pub separators: [Prefix; INNER_CAPACITY + 1],
     pub children: [u64; INNER_CAPACITY + 1],
@@ -308,9 +466,10 @@ pub(crate) struct Child {
 }
 
 impl Inner {
-    pub fn new(level: u8) -> Self {
+    pub fn new(level: u8, narrow: bool) -> Self {
         Self {
             level,
+            narrow,
             count: 0,
             separators: [Prefix::default(); INNER_CAPACITY + 1],
             children: [0; INNER_CAPACITY + 1],
@@ -320,9 +479,16 @@ impl Inner {
     }
 
     pub fn load<C: KeyClass>(node: &Node<'_>) -> Result<Self, Error> {
-        let mut inner = Self::new(node.level());
+        let mut inner = Self::new(node.level(), node.is_narrow());
         inner.count = node.count();
-        inner.separators[..inner.count].copy_from_slice(node.separators()?);
+        match node.separators()? {
+            Separators::Wide(all) => inner.separators[..all.len()].copy_from_slice(all),
+            Separators::Narrow(all) => {
+                for (separator, &high) in inner.separators.iter_mut().zip(all) {
+                    *separator = Prefix { high, low: 0 };
+                }
+            }
+        }
         inner.children[..inner.count].copy_from_slice(node.children()?);
         if C::TAILS {
             inner.tails[..inner.count].copy_from_slice(node.tails::<C>()?);
@@ -371,19 +537,17 @@ impl Inner {
         self.summaries[..self.count].iter().fold(Summary::EMPTY, |all, one| all.merge(*one))
     }
 
-    pub fn bytes<C: KeyClass>() -> u64 {
-        let child = size_of::<Prefix>()
-            + 8
-            + if C::TAILS { 8 } else { 0 }
-            + if C::SUMMARIES { size_of::<Summary>() } else { 0 };
-        HEADER_BYTES + (INNER_CAPACITY * child) as u64
+    pub fn bytes<C: KeyClass>(narrow: bool) -> u64 {
+        let child =
+            8 + if C::TAILS { 8 } else { 0 } + if C::SUMMARIES { size_of::<Summary>() as u64 } else { 0 };
+        HEADER_BYTES + INNER_CAPACITY as u64 * (separator_bytes(narrow) + child)
     }
 
     /// Writes the node over the one at `offset`.
     pub fn store<C: KeyClass>(&self, tx: &mut Transaction<'_>, offset: u64) -> Result<(), Error> {
         debug_assert!(self.count >= 1 && self.count <= INNER_CAPACITY);
         let header = Header {
-            kind: INNER,
+            kind: if self.narrow { NARROW_INNER } else { INNER },
             level: self.level,
             capacity: INNER_CAPACITY as u8,
             reserved: [0; 5],
@@ -391,8 +555,13 @@ impl Inner {
         };
         memory::write(tx, offset, &header)?;
         let mut place = offset + HEADER_BYTES;
-        memory::write_slice(tx, place, &self.separators[..self.count])?;
-        place += (INNER_CAPACITY * size_of::<Prefix>()) as u64;
+        if self.narrow {
+            let high: [u64; INNER_CAPACITY] = std::array::from_fn(|index| self.separators[index].high);
+            memory::write_slice(tx, place, &high[..self.count])?;
+        } else {
+            memory::write_slice(tx, place, &self.separators[..self.count])?;
+        }
+        place += INNER_CAPACITY as u64 * separator_bytes(self.narrow);
         memory::write_slice(tx, place, &self.children[..self.count])?;
         place += (INNER_CAPACITY * 8) as u64;
         if C::TAILS {
@@ -407,7 +576,7 @@ impl Inner {
 
     /// Makes a node of it.
     pub fn create<C: KeyClass>(&self, tx: &mut Transaction<'_>) -> Result<u64, Error> {
-        let node = memory::allocate(tx, Self::bytes::<C>())?;
+        let node = memory::allocate(tx, Self::bytes::<C>(self.narrow))?;
         self.store::<C>(tx, node)?;
         Ok(node)
     }

@@ -6,7 +6,7 @@ use super::{
     KeyClass, Path, Probe, Root, Summary, descend_with_path, find_in_leaf,
     insert::{entries, summarise},
     is_key,
-    node::{INNER_CAPACITY, Inner, LEAF_CAPACITIES, LEAF_CAPACITY, Node, Slot, create_leaf},
+    node::{Entry, INNER_CAPACITY, Inner, LEAF_CAPACITY, Node, capacity_for, create_leaf},
 };
 use crate::{Error, memory};
 
@@ -58,15 +58,16 @@ pub(crate) fn remove<C: KeyClass>(
 /// Gives a root leaf the size it needs, with room to grow before it changes again.
 fn shrink_root_leaf(tx: &mut Transaction<'_>, root_place: u64, leaf: u64) -> Result<(), Error> {
     let node = Node::read(tx.heap(), leaf)?;
-    let capacity = node.capacity();
+    let (capacity, narrow) = (node.capacity(), node.is_narrow());
     let (all, count) = entries(&node)?;
     let root = match count {
         1 => Root::Record(all[0].record),
         _ => {
-            match LEAF_CAPACITIES.iter().rev().find(|&&smaller| smaller < capacity && count * 2 <= smaller) {
-                Some(&smaller) => Root::Node(create_leaf(tx, smaller, &all[..count])?),
-                None => return Ok(()),
+            let smaller = capacity_for(narrow, count * 2, true);
+            if smaller >= capacity {
+                return Ok(());
             }
+            Root::Node(create_leaf(tx, narrow, smaller, &all[..count])?)
         }
     };
     memory::free(tx, leaf)?;
@@ -95,23 +96,17 @@ fn merge_leaf<C: KeyClass>(
     }
     let left_index = if index > 0 { index - 1 } else { 0 };
     let (left, right) = (inner.children[left_index], inner.children[left_index + 1]);
-    let left_node = Node::read(heap, left)?;
+    let (mut all, left_count) = entries(&Node::read(heap, left)?)?;
     let (moved, moved_count) = entries(&Node::read(heap, right)?)?;
-    if left_node.count() + moved_count > LEAF_CAPACITY * 3 / 4 {
+    let count = left_count + moved_count;
+    if count > LEAF_CAPACITY * 3 / 4 {
         return Ok(());
     }
-    let mut used = left_node.used();
-    let used_place = left_node.used_offset();
-    let places: [(u64, u64); LEAF_CAPACITY] =
-        std::array::from_fn(|index| (left_node.slot_offset(index), left_node.fingerprint_offset(index)));
-    for entry in &moved[..moved_count] {
-        let free = used.trailing_ones() as usize;
-        let (slot, fingerprint) = places[free];
-        memory::write(tx, slot, &Slot::new(entry.prefix, entry.record))?;
-        memory::write(tx, fingerprint, &entry.fingerprint)?;
-        used |= 1 << free;
-    }
-    memory::write(tx, used_place, &used)?;
+    all[left_count..count].copy_from_slice(&moved[..moved_count]);
+    let merged: &[Entry] = &all[..count];
+    let capacity = capacity_for(inner.narrow, count, false);
+    inner.children[left_index] = create_leaf(tx, inner.narrow, capacity, merged)?;
+    memory::free(tx, left)?;
     memory::free(tx, right)?;
     inner.summaries[left_index] = inner.summaries[left_index].merge(inner.summaries[left_index + 1]);
     drop_child::<C>(tx, root_place, steps, inner, left_index + 1)

@@ -7,7 +7,7 @@ use daos_umem::Heap;
 use super::{
     KeyClass, Probe, Root, Summary,
     insert::{entries, sort},
-    node::Node,
+    node::{Node, kept},
 };
 use crate::{Error, memory};
 
@@ -36,10 +36,14 @@ pub(crate) fn scan<C: KeyClass>(
         Root::Empty => Ok(ControlFlow::Continue(())),
         Root::Record(record) => {
             let probe = class.probe(heap, record)?;
+            let order = |other: &Probe<'_>| {
+                let kept = |prefix| kept(class.narrow(), prefix);
+                kept(probe.prefix).cmp(&kept(other.prefix)).then_with(|| probe.tail.cmp(other.tail))
+            };
             let wanted = match bound {
                 Bound::First => true,
-                Bound::From(from) => probe.compare(from).is_ge(),
-                Bound::After(after) => probe.compare(after).is_gt(),
+                Bound::From(from) => order(from).is_ge(),
+                Bound::After(after) => order(after).is_gt(),
             };
             if wanted { visit(record) } else { Ok(ControlFlow::Continue(())) }
         }
@@ -82,7 +86,7 @@ fn scan_leaf<C: KeyClass>(
     for index in 0..count {
         let entry = all[index];
         let order = |probe: &Probe<'_>| -> Result<std::cmp::Ordering, Error> {
-            Ok(match entry.prefix.cmp(&probe.prefix) {
+            Ok(match entry.prefix.cmp(&leaf.kept(probe.prefix)) {
                 std::cmp::Ordering::Equal if C::TAILS => class.tail(heap, entry.record)?.cmp(probe.tail),
                 order => order,
             })
@@ -130,9 +134,9 @@ fn floor_node<C: KeyClass>(node: &Node<'_>, number: u128) -> Result<Option<u64>,
         let (mut best, mut used) = (None, node.used());
         let slots = node.slots()?;
         while used != 0 {
-            let slot = &slots[used.trailing_zeros() as usize];
-            if slot.prefix() <= number && best.is_none_or(|(prefix, _)| slot.prefix() > prefix) {
-                best = Some((slot.prefix(), slot.record));
+            let (prefix, record) = slots.get(used.trailing_zeros() as usize);
+            if prefix <= number && best.is_none_or(|(best, _)| prefix > best) {
+                best = Some((prefix, record));
             }
             used &= used - 1;
         }
@@ -202,7 +206,7 @@ fn scan_back_node<C: KeyClass>(
         {
             return Ok(ControlFlow::Break(()));
         }
-        if index > 0 && separators[index].get() <= low {
+        if index > 0 && separators.get(index) <= low {
             break;
         }
     }

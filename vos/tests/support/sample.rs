@@ -190,3 +190,33 @@ pub async fn check<E: Env>(pool: &Pool<E>) -> Result<(), Error> {
     note(container.metadata(kv(), |metadata| assert_eq!(metadata, b"of the upper layer")));
     failed
 }
+
+/// Epoch and writer of what [`grow`] adds, after all that is checked.
+const GROWN: (u64, Cookie) = (LAST + 10, Cookie(0x9409));
+
+/// Adds keys to the KV and the document, and a document of its own.
+pub async fn grow<E: Env>(pool: &Pool<E>, count: u64) -> Result<(), Error> {
+    let container = pool.container_open(CONTAINER)?;
+    let writer = Writer { cookie: GROWN.1, ..WRITER };
+    for number in 0..count {
+        pool.log_space().await?;
+        let (key, value) = (format!("grown {number}").into_bytes(), bytes(number, 40));
+        let value = Value::Inline(&value, crc(&value));
+        let update = Update::KeyValue(&[KeyUpdate { key: &key, value: Some(value) }]);
+        let _ = container.update(kv(), Epoch(GROWN.0), writer, Conflict::Refuse, &update)?;
+        let akey = (number % 3).to_le_bytes();
+        let akeys = [AkeyUpdate { akey: &akey, data: AkeyData::Single(Some(value)) }];
+        for object in [document(), id(ObjectType::Document, KeyOrder::Hashed, KeyOrder::Integer, 9)] {
+            let update = Update::Document { dkey: &key, akeys: &akeys };
+            let _ = container.update(object, Epoch(GROWN.0), writer, Conflict::Refuse, &update)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes back what [`grow`] added.
+pub async fn shrink<E: Env>(pool: &Pool<E>) -> Result<(), Error> {
+    let range = EpochRange { low: Epoch(GROWN.0), high: Epoch(GROWN.0) };
+    let _ = pool.container_open(CONTAINER)?.discard(GROWN.1, range).await?;
+    Ok(())
+}
