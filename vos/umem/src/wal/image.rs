@@ -31,8 +31,10 @@ use crate::{
 const CHECKSUMS_PER_BLOCK: u64 = (BLOCK - 8) / 4;
 const BATCH_MAGIC: u64 = u64::from_le_bytes(*b"daosbtch");
 const BATCH_BLOCKS_MAX: u64 = 1000;
-/// Blocks that one write at home joins.
-const RUN_BLOCKS_MAX: u64 = 256;
+/// Blocks that one read or write at home joins, and writes that overlap: what is copied before the first of them ends is a
+/// slice of work that nobody can interrupt.
+const RUN_BLOCKS_MAX: u64 = 64;
+const HOME_WRITES: usize = 8;
 
 /// Where things lie in the heap file; all in blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,6 +127,8 @@ pub(crate) struct Image<F> {
     pub geometry: Geometry,
     pub super_block: SuperBlock,
     checksums: Vec<u32>,
+    /// The buffer of the last batch. Touching fresh memory for each would take as long as copying the pages.
+    spare: Option<IoBuffer>,
     /// Blocks that count instead of what is at home: those of a batch that is not to be written (inspection).
     overlay: BTreeMap<u64, Vec<u8>>,
 }
@@ -133,17 +137,15 @@ impl<F: MediaFile> Image<F> {
     /// A heap file of which nothing has been read.
     pub fn new(file: F, path: String, geometry: Geometry, super_block: SuperBlock) -> Self {
         let checksums = vec![0; geometry.page_count as usize];
-        Self { file, path, geometry, super_block, checksums, overlay: BTreeMap::new() }
+        Self { file, path, geometry, super_block, checksums, spare: None, overlay: BTreeMap::new() }
     }
 
     /// An empty batch.
-    pub fn batch(&self) -> Batch {
-        let blocks = self.geometry.batch_header_blocks + self.geometry.batch_blocks;
-        Batch {
-            buffer: IoBuffer::zeroed((blocks * BLOCK) as usize),
-            entries: Vec::new(),
-            table_blocks: Vec::new(),
-        }
+    pub fn batch(&mut self) -> Batch {
+        let bytes = ((self.geometry.batch_header_blocks + self.geometry.batch_blocks) * BLOCK) as usize;
+        let mut buffer = self.spare.take().unwrap_or_else(|| IoBuffer::zeroed(bytes));
+        buffer.set_len(bytes);
+        Batch { buffer, entries: Vec::new(), table_blocks: Vec::new() }
     }
 
     /// Whether the batch has room for another page and its checksum.
@@ -188,6 +190,7 @@ impl<F: MediaFile> Image<F> {
             reserved: [0; 2],
         };
         let bytes = &mut batch.buffer.as_mut_slice()[..header_bytes];
+        bytes.fill(0);
         bytes[..size_of::<BatchHeader>()].copy_from_slice(header.as_bytes());
         bytes[size_of::<BatchHeader>()..][..batch.entries.len() * 16]
             .copy_from_slice(batch.entries.as_bytes());
@@ -200,6 +203,7 @@ impl<F: MediaFile> Image<F> {
         result?;
         self.write_home(&entries, &buffer.as_slice()[header_bytes..]).await?;
         self.super_block.batch_sequence = sequence;
+        self.spare = Some(buffer);
         Ok(entries.len() as u64)
     }
 
@@ -221,7 +225,7 @@ impl<F: MediaFile> Image<F> {
         let writes = runs.into_iter().map(|(block, range)| {
             self.file.write(block * BLOCK, IoBuffer::copy_of(&blocks[range]), Durability::Volatile)
         });
-        for (_, result) in join_bounded(writes, IO_DEPTH).await {
+        for (_, result) in join_bounded(writes, HOME_WRITES).await {
             result?;
         }
         Ok(self.file.flush().await?)
