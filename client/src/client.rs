@@ -1,6 +1,6 @@
 //! Connecting: a client of a system, its pools, and open containers.
 
-use std::{cell::Cell, future::Future, path::Path, rc::Rc, time::Duration};
+use std::{future::Future, path::Path, rc::Rc, time::Duration};
 
 use daos_dsm::{
     access::{Acl, Capabilities, Identity},
@@ -13,7 +13,7 @@ use daos_dsm::{
 use daos_dsp::{Attributes, FormatOptions, Fs, Options};
 use daos_dsr::{
     class::{SX, class_by_name},
-    client::{Anchor, Container as Objects, Page, enumerate_objects},
+    client::{Anchor, Container as Objects, Epochs, Page, Ticket, enumerate_objects},
 };
 use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
 use daos_xstream::{
@@ -271,7 +271,7 @@ impl<E: Env> Pool<E> {
             client: self.client.clone(),
             objects: Objects::new(&handle),
             handle,
-            next: Rc::new(Cell::new(held)),
+            automatic: Epochs::new(held),
         })
     }
 
@@ -311,8 +311,8 @@ pub struct Container<E: Env = ClientEnv> {
     client: Client<E>,
     pub(crate) objects: Objects<E>,
     handle: ContainerHandle<E>,
-    /// The epoch that the next automatic write takes; [`Epoch::MAX`] while nothing is held.
-    next: Rc<Cell<Epoch>>,
+    /// Epochs of automatic writes.
+    automatic: Rc<Epochs>,
 }
 
 impl<E: Env> Clone for Container<E> {
@@ -321,7 +321,7 @@ impl<E: Env> Clone for Container<E> {
             client: self.client.clone(),
             objects: self.objects.clone(),
             handle: self.handle.clone(),
-            next: self.next.clone(),
+            automatic: self.automatic.clone(),
         }
     }
 }
@@ -415,7 +415,7 @@ impl<E: Env> Container<E> {
     /// Holds `epoch`, or the first that can be held if that is later, and returns it: the first epoch to write in.
     pub async fn hold(&self, epoch: Epoch) -> Result<Epoch, DaosError> {
         let held = self.handle.hold(epoch).await?.lhe;
-        self.next.set(held);
+        self.automatic.set_current(held);
         Ok(held)
     }
 
@@ -428,8 +428,8 @@ impl<E: Env> Container<E> {
     /// Commits everything up to `epoch`, which was flushed; the epochs after it stay held.
     pub async fn commit(&self, epoch: Epoch) -> Result<(), DaosError> {
         let lhe = self.handle.commit(epoch).await?.lhe;
-        if self.next.get() < lhe {
-            self.next.set(lhe);
+        if self.automatic.current() < lhe {
+            self.automatic.set_current(lhe);
         }
         Ok(())
     }
@@ -439,16 +439,19 @@ impl<E: Env> Container<E> {
         Ok(self.handle.wait(epoch).await?)
     }
 
-    /// Makes every automatic write that was complete before the call last; returns the committed epoch.
+    /// Makes every automatic write that was complete before the call last; returns the committed epoch. Waits for those under
+    /// way, so that none of them is committed by half; those to come write in later epochs meanwhile. A write that was
+    /// given up (its future was dropped) may be there in part; one that nobody polls holds everything up.
     pub async fn sync(&self) -> Result<Epoch, DaosError> {
-        let next = self.next_epoch().await?;
+        self.hold_something().await?;
+        let last = self.automatic.advance();
+        self.automatic.closed(last).await;
         loop {
-            self.flush(next).await?;
-            match self.commit(next).await {
-                // A write that was under way came after the flush. There are only so many: those to come are in epochs
-                // after this one.
+            self.flush(last).await?;
+            match self.commit(last).await {
+                // A repeated request that was held up on its way came after the flush.
                 Err(DaosError::Service(error)) if error.status() == Status::NOT_FLUSHED => {}
-                outcome => return outcome.map(|()| next),
+                outcome => return outcome.map(|()| last),
             }
         }
     }
@@ -479,21 +482,38 @@ impl<E: Env> Container<E> {
         Ok(self.handle.close().await?)
     }
 
-    /// Epoch of a write.
-    pub(crate) async fn write_epoch(&self, at: At) -> Result<Epoch, DaosError> {
-        match at {
-            At::Epoch(epoch) => Ok(epoch),
-            At::Auto => self.next_epoch().await,
+    /// Epoch of a write, which lasts as long as this is kept.
+    pub(crate) async fn turn(&self, at: At) -> Result<Turn, DaosError> {
+        if let At::Epoch(epoch) = at {
+            return Ok(Turn::Chosen(epoch));
         }
+        self.hold_something().await?;
+        let ticket = self.automatic.ticket();
+        // Automatic writes are ordered by when they are called, not by when they arrive.
+        self.automatic.advance();
+        Ok(Turn::Automatic(ticket))
     }
 
-    async fn next_epoch(&self) -> Result<Epoch, DaosError> {
-        if self.next.get() == Epoch::MAX {
+    async fn hold_something(&self) -> Result<(), DaosError> {
+        if self.automatic.current() == Epoch::MAX {
             self.hold(Epoch::ZERO).await?;
         }
-        let epoch = self.next.get();
-        self.next.set(epoch.next());
-        Ok(epoch)
+        Ok(())
+    }
+}
+
+/// The right to write into an epoch.
+pub(crate) enum Turn {
+    Chosen(Epoch),
+    Automatic(Ticket),
+}
+
+impl Turn {
+    pub(crate) fn epoch(&self) -> Epoch {
+        match self {
+            Self::Chosen(epoch) => *epoch,
+            Self::Automatic(ticket) => ticket.epoch(),
+        }
     }
 }
 

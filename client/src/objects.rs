@@ -35,7 +35,8 @@ async fn write<E: Env>(
     work: impl AsyncFn(Epoch) -> Result<(), DsrError>,
 ) -> Result<(), DaosError> {
     loop {
-        match work(container.write_epoch(at).await?).await {
+        let turn = container.turn(at).await?;
+        match work(turn.epoch()).await {
             Err(DsrError::Target { status, .. }) if at == At::Auto && Status(status) == Status::BAD_EPOCH => {
             }
             done => return Ok(done?),
@@ -179,11 +180,11 @@ impl<E: Env> Array<E> {
         let at = at.into();
         let mut data = data;
         loop {
-            let epoch = match self.container.write_epoch(at).await {
-                Ok(epoch) => epoch,
+            let turn = match self.container.turn(at).await {
+                Ok(turn) => turn,
                 Err(error) => return (data, Err(error)),
             };
-            let (back, result) = self.inner.write(epoch, offset, data).await;
+            let (back, result) = self.inner.write(turn.epoch(), offset, data).await;
             data = back;
             match result {
                 Err(DsrError::Target { status, .. })

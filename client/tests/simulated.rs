@@ -2,12 +2,16 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Cluster, open};
 use daos::{
     Anchor, At, Epoch, Fetched, FsError, IoBuffer, ObjectType,
     copy::{CopyOptions, export, import},
     fs::Attributes,
 };
+use daos_xstream::{Clock, Env, Rng, both};
+use daos_xstream_sim::Config;
 
 #[test]
 fn objects_are_written_in_epochs_and_read_at_any_of_them() {
@@ -73,6 +77,50 @@ fn objects_are_written_in_epochs_and_read_at_any_of_them() {
         assert_eq!(listed, wanted);
         container.close().await.unwrap();
     });
+}
+
+/// A write of many values goes to all targets at once. A sync that began meanwhile flushed what one target had got, and committed
+/// it before the rest arrived at the others: the write was done again in a later epoch, but half of it was committed, and a
+/// crash or a reader of that epoch found it so. Now a sync waits for the writes under way.
+#[test]
+fn a_sync_commits_no_half_of_a_write_that_is_under_way() {
+    // What is lost on its way is noticed late, and sent again: long after what went to the other target.
+    let network =
+        Config { connection_loss_ppm: 50_000, break_notice_ns: (1_000_000, 20_000_000), ..Config::default() };
+    for seed in 0..20 {
+        let cluster = Cluster::with(seed, network.clone());
+        cluster.make();
+        cluster.run(move |client| async move {
+            let container = open(&client, "box").await;
+            let id = container.new_object_id(ObjectType::KeyValue, Some("SX")).unwrap();
+            let kv = container.kv(id).unwrap();
+            let keys: Vec<[u8; 1]> = (0..10).map(|key| [key]).collect();
+            let mut before = Fetched::Miss;
+            for round in 0..20u8 {
+                let value = [round];
+                let records: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (&key[..], &value[..])).collect();
+                let random = container.env().rng().next_u64();
+                let late_sync = async {
+                    let clock = container.env().clock();
+                    clock.sleep_until(clock.now() + Duration::from_nanos(random % 300_000)).await;
+                    container.sync().await
+                };
+                let (put, synced) = both(kv.put_all(At::Auto, &records), late_sync).await;
+                put.unwrap();
+                let synced = synced.unwrap();
+                let mut found = Vec::new();
+                for key in &keys {
+                    found.push(kv.get(synced, key).await.unwrap());
+                }
+                let written = Fetched::Value(vec![round]);
+                let whole = found.iter().all(|found| *found == written);
+                let nothing = found.iter().all(|found| *found == before);
+                assert!(whole || nothing, "seed {seed}, round {round}, epoch {synced}: {found:?}");
+                before = written;
+            }
+            container.close().await.unwrap();
+        });
+    }
 }
 
 #[test]

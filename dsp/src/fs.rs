@@ -6,14 +6,13 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use daos_dsr::client::{Anchor, ContainerEpochs, Document, DsrError, Page, TargetObjects};
+use daos_dsr::client::{Anchor, ContainerEpochs, Document, DsrError, Epochs, Page, TargetObjects, Ticket};
 use daos_types::{Epoch, ObjectId};
 use daos_xstream::{rpc::Status, sync::Semaphore};
 
 use crate::{
     Attributes, Directory, Entry, File, FileType, FsError, Inode, SetAttributes, Superblock,
     directory::Place,
-    epochs::{Epochs, Ticket},
     error::shown,
     file::OpenFile,
     ids::{FIRST_NUMBER, IdAllocator},

@@ -16,7 +16,6 @@
 #![forbid(unsafe_code)]
 
 mod directory;
-mod epochs;
 mod error;
 mod file;
 mod fs;

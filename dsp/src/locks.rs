@@ -7,10 +7,9 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc};
 
+use daos_dsr::client::Ticket;
 use daos_types::{Epoch, ObjectId};
 use daos_xstream::sync::Notify;
-
-use crate::epochs::Ticket;
 
 /// What is locked: a directory as a whole (no name), or one of its names.
 pub(crate) type LockKey = (ObjectId, Option<Vec<u8>>);

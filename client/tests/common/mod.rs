@@ -15,7 +15,11 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(seed: u64) -> Self {
-        let sim = Simulation::new(seed, Config::default());
+        Self::with(seed, Config::default())
+    }
+
+    pub fn with(seed: u64, config: Config) -> Self {
+        let sim = Simulation::new(seed, config);
         let engine = sim.add_node(2);
         let cluster = Self { sim, engine };
         cluster.start();

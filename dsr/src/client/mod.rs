@@ -11,6 +11,7 @@
 mod array;
 mod container;
 mod document;
+mod epochs;
 mod error;
 mod kv;
 mod object;
@@ -19,6 +20,7 @@ mod targets;
 pub use array::{Array, ReadOutcome};
 pub use container::{Container, placement_of};
 pub use document::Document;
+pub use epochs::{Epochs, Ticket};
 pub use error::DsrError;
 pub use kv::Kv;
 pub use object::{Anchor, Page, enumerate_objects};
