@@ -3,13 +3,16 @@
 
 mod common;
 
-use common::{Client, Cluster, array, at, document, kv};
+use std::time::Duration;
+
+use common::{Client, Cluster, array, at, document, get, kv};
 use daos_dsm::{
-    client::{ContainerHandle, DsmError, ObjectIo, OpenOptions},
+    access::Identity,
+    client::{Caller, ClientConfig, ContainerHandle, DsmError, ObjectIo, OpenOptions, PoolHandle},
     rpc::object::{EnumerateKind, Enumerated, Outcome, PieceKind, ReadRecord, UpdateRecord, flags},
 };
 use daos_types::{Epoch, ObjectId};
-use daos_xstream::{IoBuffer, rpc::Status};
+use daos_xstream::{Clock, Env, IoBuffer, rpc::Status};
 use daos_xstream_sim::{Config, Loss, SimEnv};
 
 fn pattern(length: usize, seed: u8) -> Vec<u8> {
@@ -276,4 +279,60 @@ fn flushed_bulk_data_survives() {
             }
         });
     }
+}
+
+async fn overwrite(io: &ObjectIo<SimEnv>, epoch: u64, key: &str, value: &[u8]) -> Result<(), DsmError> {
+    let record = [UpdateRecord::Value { key: key.as_bytes(), value }];
+    io.update(at(0, kv(1)), Epoch(epoch), flags::LAST_WINS, b"", &record).await
+}
+
+/// A caller gave an attempt up that waited for room in the log, and wrote something newer in the same place. The old attempt
+/// was made all the same, and when it came to it second, the newer value was gone although it had been acknowledged.
+#[test]
+fn an_attempt_that_was_given_up_does_not_come_after_its_successor() {
+    let mut given_up = 0;
+    for seed in 0..12 {
+        // The log is full until a checkpoint is through, and that takes its time.
+        let slow = Config {
+            flush_latency_ns: (20_000_000, 60_000_000),
+            write_latency_ns: (20_000_000, 60_000_000),
+            ..Config::default()
+        };
+        let cluster = Cluster::with(seed, slow);
+        given_up += cluster.run(&cluster.client(), move |client| async move {
+            client.make().await;
+            let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+            let (io, epoch) = (handle.objects(), handle.held().0);
+            let impatient = ClientConfig {
+                call_timeout: Duration::from_millis(30),
+                ..ClientConfig::new(Identity { uid: 1000, gid: 1000 })
+            };
+            let caller = Caller::new(client.caller.endpoint().clone(), impatient);
+            let pool =
+                PoolHandle::global_to_local(caller, &handle.pool().local_to_global()).expect("the pool");
+            let hasty =
+                ContainerHandle::global_to_local(pool, &handle.local_to_global()).expect("the handle");
+            let hasty = hasty.objects();
+            let mut given_up = 0;
+            for number in 0..6000u32 {
+                let mut value = vec![0; 3000];
+                value[..4].copy_from_slice(&number.to_le_bytes());
+                let key = format!("key{}", number % 40);
+                if overwrite(&hasty, epoch, &key, &value).await.is_ok() {
+                    continue;
+                }
+                given_up += 1;
+                overwrite(&io, epoch, &key, b"newer").await.expect("written");
+                let clock = client.caller.env().clock();
+                clock.sleep_until(clock.now() + Duration::from_secs(2)).await;
+                let found = get(&io, 0, epoch, &key).await;
+                assert!(found.as_deref() == Some(b"newer"), "seed {seed}: what was given up came second");
+                if given_up == 10 {
+                    break;
+                }
+            }
+            given_up
+        });
+    }
+    assert!(given_up > 10, "the log was full: {given_up}");
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use daos_dsm::service::{self, Control, ServiceConfig, Target};
+use daos_dsm::service::{self, Control, Limits, ServiceConfig, Target};
 use daos_vos::MediaKind;
 use daos_xstream::{Env, rpc::Endpoint};
 
@@ -30,6 +30,7 @@ pub async fn start(
         administrators: Some(administrators(config)),
         grace: HANDLE_GRACE,
         grace_verified: HANDLE_GRACE_VERIFIED,
+        limits: Limits::default(),
     };
     Ok(service::start(env, endpoint, config).await?)
 }

@@ -11,7 +11,7 @@ use daos_dsm::{
     access::{Capabilities, Identity},
     client::{Caller, ClientConfig, PoolSpec, Service},
     rpc::control::{ContainerProperties, Label, Name},
-    service::{self, ServiceConfig},
+    service::{self, Limits, ServiceConfig},
 };
 use daos_vos::MediaKind;
 use daos_xstream::{
@@ -180,6 +180,7 @@ impl Cluster {
             grace: self.shared.plan.grace,
             // The simulated network vouches for peers; both times are the same here, so that one rule can be checked.
             grace_verified: self.shared.plan.grace,
+            limits: Limits::default(),
         };
         let shared = Rc::downgrade(&self.shared);
         self.engine.start(move |env| {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Batch, Table,
     control::{Ask, Control, answer},
+    limits::one_more,
     rdb::is_reserved,
     records::{self, ContainerRecord, Kind},
     refusal::{Refusal, reserved},
@@ -36,7 +37,7 @@ impl<E: Env> Control<E> {
             container::CLOSE => match self.pool_of(ask.handle, &ask.responder) {
                 Ok(pool) => answer(&self.close(&pool, ask.handle).await?),
                 // It was closed, and the reply was lost.
-                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&()),
+                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&self.closed_before().await?),
                 Err(refusal) => Err(refusal),
             },
             container::QUERY => answer(&self.container_query(ask).await?),
@@ -44,10 +45,12 @@ impl<E: Env> Control<E> {
             container::SNAPSHOT_LIST => {
                 let request: SnapshotListRequest = ask.body()?;
                 let (pool, container) = self.open_container(ask, Capabilities::READ)?;
+                let (snapshots, more) = {
+                    let mut tables = pool.tables.borrow_mut();
+                    let rest = tables.container(container)?.epochs.snapshots_after(request.after);
+                    page(rest, ask.responder.body_bytes_max())
+                };
                 pool.rdb.settled().await?;
-                let mut tables = pool.tables.borrow_mut();
-                let rest = tables.container(container)?.epochs.snapshots_after(request.after);
-                let (snapshots, more) = page(rest, ask.responder.body_bytes_max());
                 answer(&SnapshotList { snapshots, more })
             }
             container::ATTRIBUTES_SET => answer(&self.attributes_set(ask).await?),
@@ -103,8 +106,10 @@ impl<E: Env> Control<E> {
             if request.uuid.is_nil() || request.properties.layout.len() > 64 {
                 return Err(Refusal::new(Status::INVALID, "a container needs a UUID and a short layout"));
             }
+            let count = tables.containers.len();
             // One that is there was made by this request before, and the reply was lost.
             if let std::collections::btree_map::Entry::Vacant(place) = tables.containers.entry(request.uuid) {
+                one_more(count, self.config.limits.containers, "containers in the pool", "destroy some")?;
                 let acl = request.acl.unwrap_or_else(Acl::initial);
                 let record = ContainerRecord {
                     label: request.label,
@@ -142,6 +147,10 @@ impl<E: Env> Control<E> {
         };
         {
             let tables = &mut *pool.tables.borrow_mut();
+            if !tables.container_of.contains_key(&ask.handle) {
+                let (count, max) = (tables.container_of.len(), self.config.limits.container_handles);
+                one_more(count, max, "container handles in the pool", "close or evict some")?;
+            }
             let state = tables.container(container)?;
             let granted = state.record.ownership.grants(pool_handle.identity);
             permit(granted, request.capabilities)
@@ -280,18 +289,21 @@ impl<E: Env> Control<E> {
 
     async fn container_query(&self, ask: &Ask<E>) -> Result<ContainerQueryReply, Refusal> {
         let (pool, container) = self.open_container(ask, Capabilities::READ)?;
-        let epochs = self.settled_state(&pool, container, ask.handle).await?;
-        let mut tables = pool.tables.borrow_mut();
-        let state = tables.container(container)?;
-        Ok(ContainerQueryReply {
-            uuid: container,
-            label: state.record.label.clone(),
-            owner: state.record.ownership.owner,
-            properties: state.record.properties.clone(),
-            epochs,
-            handles: state.handles.len() as u64,
-            snapshots: state.epochs.snapshots().count() as u64,
-        })
+        let reply = {
+            let mut tables = pool.tables.borrow_mut();
+            let state = tables.container(container)?;
+            ContainerQueryReply {
+                uuid: container,
+                label: state.record.label.clone(),
+                owner: state.record.ownership.owner,
+                properties: state.record.properties.clone(),
+                epochs: state.epochs.query(ask.handle)?,
+                handles: state.handles.len() as u64,
+                snapshots: state.epochs.snapshots().count() as u64,
+            }
+        };
+        pool.rdb.settled().await?;
+        Ok(reply)
     }
 }
 

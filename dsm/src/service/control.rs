@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Bound::{Excluded, Unbounded},
     rc::Rc,
     time::Duration,
@@ -18,6 +18,7 @@ use daos_xstream::{
 use uuid::Uuid;
 
 use super::{
+    limits::Limits,
     object::ObjectService,
     refusal::Refusal,
     state::{Owner, PoolState, Tables},
@@ -26,7 +27,11 @@ use super::{
 use crate::{
     access::Identity,
     pool_map::{NewTarget, TargetId},
-    rpc::{container, control, management, module, pool},
+    rpc::{
+        container,
+        control::{self, Label},
+        management, module, pool,
+    },
 };
 
 /// Name of the file that says that a pool is complete, in its folder.
@@ -56,6 +61,8 @@ pub struct ServiceConfig {
     pub grace: Duration,
     /// The same, where the kernel vouches for the peer: there a lost connection almost always means a dead process.
     pub grace_verified: Duration,
+    /// How much clients may make a pool hold.
+    pub limits: Limits,
 }
 
 impl Default for ServiceConfig {
@@ -70,6 +77,7 @@ impl Default for ServiceConfig {
             administrators: None,
             grace: Duration::from_secs(30),
             grace_verified: Duration::from_secs(1),
+            limits: Limits::default(),
         }
     }
 }
@@ -82,8 +90,8 @@ pub struct Control<E: Env> {
     /// Pools that are on media and could not be opened, and why. What a client asks of one, or of something that may be
     /// in one, is answered with that, and never with "there is no such thing".
     pub(super) broken: RefCell<BTreeMap<Uuid, Refusal>>,
-    /// Pools that are being made or destroyed.
-    pub(super) busy: RefCell<BTreeSet<Uuid>>,
+    /// Pools that are being made or destroyed, with what each has of the engine meanwhile.
+    pub(super) busy: RefCell<BTreeMap<Uuid, Reserved>>,
     pub(super) addresses: RefCell<Vec<Vec<Address>>>,
     ready: Cell<bool>,
     /// It has been said in the log that the identity of clients is believed.
@@ -92,6 +100,15 @@ pub struct Control<E: Env> {
     pub(super) lost: Notify,
     /// Told when the destruction of a container was cut short.
     pub(super) halted: Notify,
+}
+
+/// What belongs to a pool that is being made, or is not quite destroyed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reserved {
+    /// Its label.
+    pub label: Option<Label>,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// Starts the services of one xstream; on the service xstream (core 0) opens the pools and returns once they can be used.
@@ -246,18 +263,30 @@ impl<E: Env> Control<E> {
         self.ready.set(false);
     }
 
-    /// What the service knows of a handle: for targets that have restarted.
-    pub fn lookup(&self, handle: Uuid) -> Result<HandleInfo, Refusal> {
+    /// What the service knows of a handle: for targets that have restarted. Nothing is written through a handle, or at an
+    /// epoch that it holds, before that is settled: else a crash could leave writes that belong to nobody.
+    pub async fn lookup(&self, handle: Uuid) -> Result<HandleInfo, Refusal> {
         if !self.ready.get() {
             return Err(Status::TRY_AGAIN.into());
         }
-        for pool in self.pools.borrow().values() {
-            let tables = pool.tables.borrow();
-            if tables.container_of.contains_key(&handle) {
-                return tables.info(pool.uuid, handle);
-            }
+        let has_it = |pool: &&Rc<PoolState<E>>| pool.tables.borrow().container_of.contains_key(&handle);
+        let pool = self.pools.borrow().values().find(has_it).cloned();
+        let missing =
+            || self.unless_broken(Refusal::new(Status::BAD_HANDLE, "the container handle is not open"));
+        let pool = pool.ok_or_else(missing)?;
+        let info = pool.tables.borrow().info(pool.uuid, handle)?;
+        pool.rdb.settled().await?;
+        Ok(info)
+    }
+
+    /// Answers the repetition of a request to close a handle that is gone: nobody knows of which pool it was, and whoever
+    /// closed it may still wait for that to be settled.
+    pub(super) async fn closed_before(&self) -> Result<(), Refusal> {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        for pool in pools {
+            pool.rdb.settled().await?;
         }
-        Err(self.unless_broken(Refusal::new(Status::BAD_HANDLE, "the container handle is not open")))
+        Ok(())
     }
 
     /// What to answer about something that no open pool has: if there are pools that could not be opened, it may be there.

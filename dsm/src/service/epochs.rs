@@ -1,6 +1,6 @@
 //! Epochs of containers: held, flushed, committed, waited for; snapshots and attributes.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use daos_types::{Epoch, EpochRange};
 use daos_xstream::{Clock, Env, rpc::Status, timeout};
@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     Batch, Table,
     control::{Ask, Control},
+    limits::one_more,
     records,
     refusal::Refusal,
     state::{PoolState, permit},
@@ -91,6 +92,15 @@ impl<E: Env> Control<E> {
                 let epoch = ask.body::<EpochRequest>()?.epoch;
                 let mut batch = Batch::default();
                 batch.put(Table::Main, records::snapshot_key(container, epoch), Vec::new());
+                let (count, known) = {
+                    let mut tables = pool.tables.borrow_mut();
+                    let epochs = &tables.container(container)?.epochs;
+                    (epochs.snapshots().count(), epochs.snapshots().any(|snapshot| snapshot == epoch))
+                };
+                if !known {
+                    let max = self.config.limits.snapshots;
+                    one_more(count, max, "snapshots of the container", "destroy some")?;
+                }
                 self.change_snapshots(&pool, container, &batch, |epochs| Ok(epochs.snapshot_create(epoch)?))?;
             }
             container::SNAPSHOT_DESTROY => {
@@ -235,6 +245,8 @@ impl<E: Env> Control<E> {
         let request: AttributesSet = ask.body()?;
         let (pool, container) = self.open_container(ask, Capabilities::WRITE)?;
         let mut batch = Batch::default();
+        let keys = pool.rdb.keys(Table::Attributes(container), b"")?;
+        let mut names: BTreeSet<Vec<u8>> = keys.into_iter().collect();
         for (name, value) in request.attributes {
             let too_long = value.as_ref().is_some_and(|value| value.len() > ATTRIBUTE_VALUE_BYTES_MAX);
             if name.is_empty() || name.len() > ATTRIBUTE_NAME_BYTES_MAX || too_long {
@@ -243,6 +255,15 @@ impl<E: Env> Control<E> {
                      {ATTRIBUTE_VALUE_BYTES_MAX}"
                 );
                 return Err(Refusal::new(Status::INVALID, message));
+            }
+            match value {
+                Some(_) if names.contains(name.as_bytes()) => {}
+                Some(_) => {
+                    let max = self.config.limits.attributes;
+                    one_more(names.len(), max, "attributes of the container", "remove some")?;
+                    names.insert(name.clone().into_bytes());
+                }
+                None => drop(names.remove(name.as_bytes())),
             }
             match value {
                 Some(value) => batch.put(Table::Attributes(container), name.into_bytes(), value),

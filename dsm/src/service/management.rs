@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{
     Batch, Rdb, Table,
-    control::{Ask, Control, MARKER, answer},
+    control::{Ask, Control, MARKER, Reserved, answer},
     records::{self, PoolRecord},
     refusal::Refusal,
     state::PoolState,
@@ -21,7 +21,7 @@ use crate::{
     pool_map::PoolMap,
     rpc::{
         control::{
-            ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, PoolListRequest,
+            Label, ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, PoolListRequest,
             StorageReply, TargetSpace, page,
         },
         management,
@@ -102,6 +102,7 @@ impl<E: Env> Control<E> {
 
     async fn pool_create(&self, request: PoolCreate, asking: Identity) -> Result<PoolEntry, Refusal> {
         let uuid = request.uuid;
+        self.unless_busy(uuid)?;
         if let Some(pool) = self.pools.borrow().get(&uuid) {
             // The reply to an earlier request was lost.
             return Ok(entry(pool));
@@ -115,16 +116,34 @@ impl<E: Env> Control<E> {
         {
             return Err(Refusal::new(Status::EXISTS, format!("there is a pool {label} already")));
         }
+        self.unless_label_busy(request.label.as_ref())?;
         let share = self.share(&request)?;
-        if !self.busy.borrow_mut().insert(uuid) {
-            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
-        }
+        self.busy.borrow_mut().insert(uuid, Reserved { label: request.label.clone(), bytes: request.bytes });
         let result = self.pool_make(&request, asking, share).await;
         if result.is_err() {
             self.pool_remove(uuid).await;
         }
         self.busy.borrow_mut().remove(&uuid);
         result
+    }
+
+    /// Refuses, for now, what is asked about a pool that is being made or destroyed.
+    pub(super) fn unless_busy(&self, uuid: Uuid) -> Result<(), Refusal> {
+        match self.busy.borrow().contains_key(&uuid) {
+            true => Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed")),
+            false => Ok(()),
+        }
+    }
+
+    /// The same, by its label.
+    fn unless_label_busy(&self, label: Option<&Label>) -> Result<(), Refusal> {
+        match label {
+            Some(label) if self.busy.borrow().values().any(|busy| busy.label.as_ref() == Some(label)) => {
+                let message = format!("a pool {label} is being made or destroyed");
+                Err(Refusal::new(Status::TRY_AGAIN, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn pool_make(
@@ -174,7 +193,7 @@ impl<E: Env> Control<E> {
                 format!("{} bytes are too few for {targets} targets: {least} would do", request.bytes);
             return Err(Refusal::new(Status::INVALID, message));
         }
-        let taken: u64 = self.pools.borrow().values().map(|pool| pool.tables.borrow().record.bytes).sum();
+        let taken = self.bytes_taken();
         if self.config.bytes > 0 && request.bytes > self.config.bytes.saturating_sub(taken) {
             let free = self.config.bytes.saturating_sub(taken);
             let message = format!(
@@ -194,6 +213,14 @@ impl<E: Env> Control<E> {
         })
     }
 
+    /// Bytes of all pools, also of those that are being made, and of those that are being destroyed until that is done.
+    fn bytes_taken(&self) -> u64 {
+        let (pools, busy) = (self.pools.borrow(), self.busy.borrow());
+        let made = pools.values().map(|pool| pool.tables.borrow().record.bytes);
+        let others = busy.iter().filter(|(uuid, _)| !pools.contains_key(*uuid)).map(|(_, busy)| busy.bytes);
+        made.chain(others).fold(0, u64::saturating_add)
+    }
+
     async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
         let broken = match request.pool {
             Name::Uuid(uuid) => self.broken.borrow().get(&uuid).cloned().map(|refusal| (uuid, refusal)),
@@ -206,36 +233,42 @@ impl<E: Env> Control<E> {
             }
             return self.destroy_broken(uuid).await;
         }
+        match &request.pool {
+            Name::Uuid(uuid) => self.unless_busy(*uuid)?,
+            Name::Label(label) => self.unless_label_busy(Some(label))?,
+        }
         let pool = match self.pool_named(&request.pool) {
             Ok(pool) => pool,
             // By UUID: what is not there has been destroyed, by a request whose reply was lost.
             Err(_) if matches!(request.pool, Name::Uuid(_)) => return Ok(()),
             Err(refusal) => return Err(refusal),
         };
-        let handles = pool.tables.borrow().handles.len();
+        let (handles, label, bytes) = {
+            let tables = pool.tables.borrow();
+            (tables.handles.len(), tables.record.label.clone(), tables.record.bytes)
+        };
         if handles > 0 && !request.force {
             let message =
                 format!("{handles} connections to the pool are open: close or evict them, or force");
             return Err(Refusal::new(Status::IN_USE, message));
         }
-        if !self.busy.borrow_mut().insert(pool.uuid) {
-            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
-        }
-        // From here on the pool is gone for clients, and without its marker for the next start too.
-        self.pools.borrow_mut().remove(&pool.uuid);
+        self.busy.borrow_mut().insert(pool.uuid, Reserved { label, bytes });
+        // Without its marker it is gone for the next start; only then nobody is told of it any more.
         let marker = format!("{}/{MARKER}", pool_directory(pool.uuid));
         let result = self.env.media().remove(&marker).await;
-        pool.committed.notify_all();
-        self.pool_remove(pool.uuid).await;
+        if result.is_ok() {
+            self.pools.borrow_mut().remove(&pool.uuid);
+            pool.committed.notify_all();
+            self.pool_remove(pool.uuid).await;
+        }
         self.busy.borrow_mut().remove(&pool.uuid);
         Ok(result?)
     }
 
     /// Destroys a pool that could not be opened.
     async fn destroy_broken(&self, uuid: Uuid) -> Result<(), Refusal> {
-        if !self.busy.borrow_mut().insert(uuid) {
-            return Err(Refusal::new(Status::TRY_AGAIN, "the pool is being made or destroyed"));
-        }
+        self.unless_busy(uuid)?;
+        self.busy.borrow_mut().insert(uuid, Reserved::default());
         let result = self.env.media().remove(&format!("{}/{MARKER}", pool_directory(uuid))).await;
         if result.is_ok() {
             self.broken.borrow_mut().remove(&uuid);

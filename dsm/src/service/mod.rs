@@ -11,6 +11,7 @@ mod container;
 mod control;
 mod destroy;
 mod epochs;
+mod limits;
 mod management;
 mod object;
 mod pool;
@@ -21,6 +22,7 @@ mod state;
 mod target;
 
 pub use control::{Control, ServiceConfig, start};
+pub use limits::Limits;
 pub use rdb::{Batch, Rdb, Table};
 pub use refusal::Refusal;
 pub use target::{Target, TargetUsage};

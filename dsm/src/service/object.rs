@@ -5,14 +5,15 @@
 //! * Every request is checked against the handle that the service told of: container, capabilities, held epoch.
 //! * What comes inline and needs no media is answered within the call: no task, and no allocation for up to a few records.
 //! * A request that waited checks its handle again before it changes anything: a discard that ran meanwhile must not be
-//!   followed by a write that it should have removed.
+//!   followed by a write that it should have removed. And it checks that its caller still waits: who has given up may have
+//!   written something newer in the same place.
 
 use std::rc::Rc;
 
 use daos_types::{Epoch, Writer, WriterKind};
 use daos_vos::{Error, Sealed};
 use daos_xstream::{
-    Class, CoreId, Env, IoBuffer, Spawn,
+    Class, Clock, CoreId, Env, IoBuffer, Spawn,
     rpc::{Request, Responder, Service, Status},
     submit_to,
 };
@@ -108,16 +109,22 @@ impl<E: Env> ObjectService<E> {
         self.env.scheduler().spawn(Class::Service, "ask for a handle", async move {
             let handle = waiting.handle;
             let asked = submit_to(&service.env, CoreId(0), move |env: &E| {
-                let answer = match Control::of(env) {
-                    Some(control) => control.lookup(handle),
-                    None => Err(Status::TRY_AGAIN.into()),
-                };
-                async move { answer }
+                let control = Control::of(env);
+                async move {
+                    match control {
+                        Some(control) => control.lookup(handle).await,
+                        None => Err(Status::TRY_AGAIN.into()),
+                    }
+                }
             });
             let info: Result<HandleInfo, Refusal> =
                 asked.await.unwrap_or_else(|error| Err(Refusal::from(error)));
             let Waiting { procedure, body, map_version, responder, .. } = waiting;
-            match info.and_then(|info| service.target.install(&info)) {
+            let known = info.and_then(|info| {
+                check_awaited(&service.env, &responder)?;
+                service.target.install(&info)
+            });
+            match known {
                 Ok(known) => service.serve(&known, procedure, &body, map_version, responder),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
@@ -129,7 +136,8 @@ impl<E: Env> ObjectService<E> {
         let service = Self { env: self.env.clone(), target: self.target.clone() };
         self.env.scheduler().spawn(Class::Foreground, "write after a flush", async move {
             let Waiting { procedure, body, map_version, responder, .. } = waiting;
-            match handle.announce(&service.env, epoch).await {
+            let announced = handle.announce(&service.env, epoch).await;
+            match announced.and_then(|()| check_awaited(&service.env, &responder)) {
                 Ok(()) => service.serve(&handle, procedure, &body, map_version, responder),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
@@ -223,7 +231,8 @@ impl<E: Env> ObjectService<E> {
                 // Rare, and the one who waits here is what keeps the log from being overrun.
                 let (handle, body) = (handle.clone(), body.to_vec());
                 self.env.scheduler().spawn(Class::Foreground, "wait for the log", async move {
-                    match change_with_room(&handle, procedure, &body, Pulled::default(), writer).await {
+                    let data = Pulled::default();
+                    match change_with_room(&handle, procedure, &body, data, writer, &responder).await {
                         Ok(()) => responder.reply(&[]),
                         Err(refusal) => responder.fail(refusal.status, &refusal.message),
                     }
@@ -248,7 +257,7 @@ impl<E: Env> ObjectService<E> {
             let buffer = IoBuffer::for_overwrite(length as usize);
             let (buffer, pulled) = responder.pull(remote, 0, buffer).await;
             let result = match pulled {
-                Ok(()) => bulk_change(&handle, &body, buffer, writer).await,
+                Ok(()) => bulk_change(&handle, &body, buffer, writer, &responder).await,
                 Err(error) => Err(error.into()),
             };
             match result {
@@ -265,10 +274,11 @@ async fn bulk_change<E: Env>(
     body: &[u8],
     buffer: IoBuffer,
     writer: Writer,
+    responder: &Responder<E>,
 ) -> Result<(), Refusal> {
     let request = ObjectRequest::parse(Procedure::Update, body)?;
     let pulled = update::store_large(handle.container.pool(), &request, buffer).await?;
-    change_with_room(handle, Procedure::Update, body, pulled, writer).await
+    change_with_room(handle, Procedure::Update, body, pulled, writer, responder).await
 }
 
 /// Makes a change, waiting for room in the log as often as it takes, and for durability if it was asked for.
@@ -278,11 +288,13 @@ async fn change_with_room<E: Env>(
     body: &[u8],
     data: Pulled,
     writer: Writer,
+    responder: &Responder<E>,
 ) -> Result<(), Refusal> {
     let request = ObjectRequest::parse(procedure, body)?;
     let vpool = handle.container.pool();
     loop {
-        // Time has passed since the handle was looked at.
+        // Time has passed since the handle was looked at, and since the caller asked.
+        check_awaited(vpool.env(), responder)?;
         check(handle, &request, true).map_err(|(status, text)| Refusal::new(status, text))?;
         if handle.is_flushed(request.epoch()) {
             handle.announce(vpool.env(), request.epoch()).await?;
@@ -304,6 +316,21 @@ async fn change_with_room<E: Env>(
             }
         }
     }
+}
+
+/// Refuses what nobody waits for any more. The caller's time is counted from when its request arrived, so it has given up
+/// before; and what it sends then, over the same connection, arrives after its time is up here.
+fn check_awaited<E: Env>(env: &E, responder: &Responder<E>) -> Result<(), Refusal> {
+    if !responder.is_wanted() {
+        return Err(Refusal::new(Status::CANCELED, "who asked is gone"));
+    }
+    if env.clock().now() >= responder.deadline() {
+        return Err(Refusal::new(
+            Status::TIMED_OUT,
+            "the time for this attempt is over: nothing was changed",
+        ));
+    }
+    Ok(())
 }
 
 /// Whether the handle may do this.

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{
     Batch, Table,
     control::{Ask, Control, answer},
+    limits::one_more,
     records::{self, Kind, PoolHandleRecord},
     refusal::Refusal,
     state::{PoolState, permit},
@@ -30,11 +31,11 @@ impl<E: Env> Control<E> {
             pool::DISCONNECT => match self.pool_of(ask.handle, &ask.responder) {
                 Ok(pool) => answer(&self.disconnect(&pool, ask.handle).await?),
                 // It was closed, and the reply was lost.
-                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&()),
+                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&self.closed_before().await?),
                 Err(refusal) => Err(refusal),
             },
             pool::QUERY => answer(&self.query(ask).await?),
-            pool::LIST_CONTAINERS => answer(&self.list_containers(ask)?),
+            pool::LIST_CONTAINERS => answer(&self.list_containers(ask).await?),
             pool::EVICT => answer(&self.evict(ask).await?),
             pool::SET_ACL => answer(&self.set_acl(ask).await?),
             _ => Err(Status::NO_SUCH_PROCEDURE.into()),
@@ -48,6 +49,7 @@ impl<E: Env> Control<E> {
             return Err(Refusal::new(Status::INVALID, "a handle needs a UUID"));
         }
         let pool = self.pool_named(&request.pool)?;
+        self.unless_busy(pool.uuid)?;
         if pool.tables.borrow().leaving.contains(&ask.handle) {
             return Err(Refusal::new(Status::BAD_HANDLE, "the pool handle is being closed"));
         }
@@ -59,6 +61,9 @@ impl<E: Env> Control<E> {
         })?;
         let known = pool.tables.borrow().handles.contains_key(&ask.handle);
         if !known {
+            let count = pool.tables.borrow().handles.len();
+            let remedy = "close or evict some";
+            one_more(count, self.config.limits.pool_handles, "connections to the pool", remedy)?;
             let record = PoolHandleRecord { identity, capabilities: request.capabilities };
             let mut batch = Batch::default();
             let key = records::key(Kind::PoolHandle, &[ask.handle.as_bytes()]);
@@ -104,32 +109,38 @@ impl<E: Env> Control<E> {
         let pool = self.pool_of(ask.handle, &ask.responder)?;
         pool.tables.borrow().pool_handle(ask.handle, Capabilities::READ)?;
         let space = if request.space { self.space(pool.uuid).await? } else { Vec::new() };
+        let reply = {
+            let tables = pool.tables.borrow();
+            PoolQueryReply {
+                uuid: pool.uuid,
+                label: tables.record.label.clone(),
+                owner: tables.record.ownership.owner,
+                acl: tables.record.ownership.acl.clone(),
+                map: tables.map.changes_since(request.map_version),
+                containers: tables.containers.len().saturating_sub(tables.destroying.len()) as u64,
+                handles: tables.handles.len() as u64,
+                space,
+            }
+        };
         pool.rdb.settled().await?;
-        let tables = pool.tables.borrow();
-        Ok(PoolQueryReply {
-            uuid: pool.uuid,
-            label: tables.record.label.clone(),
-            owner: tables.record.ownership.owner,
-            acl: tables.record.ownership.acl.clone(),
-            map: tables.map.changes_since(request.map_version),
-            containers: tables.containers.len().saturating_sub(tables.destroying.len()) as u64,
-            handles: tables.handles.len() as u64,
-            space,
-        })
+        Ok(reply)
     }
 
-    fn list_containers(&self, ask: &Ask<E>) -> Result<ContainerList, Refusal> {
+    async fn list_containers(&self, ask: &Ask<E>) -> Result<ContainerList, Refusal> {
         use std::ops::Bound::{Excluded, Unbounded};
         let request: ContainerListRequest = ask.body()?;
         let pool = self.pool_of(ask.handle, &ask.responder)?;
-        let tables = pool.tables.borrow();
-        tables.pool_handle(ask.handle, Capabilities::READ)?;
-        let after = request.after.map_or(Unbounded, Excluded);
-        let rest = tables.containers.range((after, Unbounded));
-        let rest = rest.filter(|(uuid, _)| !tables.destroying.contains_key(*uuid));
-        let rest =
-            rest.map(|(uuid, state)| ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
-        let (containers, more) = page(rest, ask.responder.body_bytes_max());
+        let (containers, more) = {
+            let tables = pool.tables.borrow();
+            tables.pool_handle(ask.handle, Capabilities::READ)?;
+            let after = request.after.map_or(Unbounded, Excluded);
+            let rest = tables.containers.range((after, Unbounded));
+            let rest = rest.filter(|(uuid, _)| !tables.destroying.contains_key(*uuid));
+            let rest =
+                rest.map(|(uuid, state)| ContainerEntry { uuid: *uuid, label: state.record.label.clone() });
+            page(rest, ask.responder.body_bytes_max())
+        };
+        pool.rdb.settled().await?;
         Ok(ContainerList { containers, more })
     }
 
@@ -148,6 +159,8 @@ impl<E: Env> Control<E> {
         for handle in &handles {
             self.disconnect(&pool, *handle).await?;
         }
+        // Those that are gone already may have been closed just now, by a request that was repeated.
+        pool.rdb.settled().await?;
         Ok(handles.len() as u64)
     }
 

@@ -111,6 +111,8 @@ statuses! {
     INTERRUPTED = 1014, "uncommitted epochs were interrupted by a restart";
     /// The epoch was not flushed since it was last written. Nothing changed; flush it, then commit again.
     NOT_FLUSHED = 1015, "not flushed";
+    /// There are as many of this kind as there may be. Nothing changed; it helps to close or remove some.
+    LIMIT_REACHED = 1016, "limit reached";
 }
 
 impl Status {
