@@ -71,7 +71,8 @@ fn collect(
         let low = u128::from(low_block) << 64;
         let mut high = u128::from(high_block) << 64 | u128::from(epoch);
         loop {
-            // The block that is being looked at, and what its newer extents cover.
+            // The block that is being looked at, and what its newer extents cover of the range. What they cover beyond it
+            // does not count: an older one that sticks out there only must be passed by.
             let mut block = 0;
             let mut covered = 0..0;
             let state = std::cell::Cell::new((0u64, 0u64));
@@ -82,7 +83,7 @@ fn collect(
                 summary.start < range.end
                     && summary.end > range.start
                     && summary.epoch >= least
-                    && !(start <= summary.start && summary.end <= end)
+                    && !(start <= summary.start.max(range.start) && summary.end.min(range.end) <= end)
             };
             let _ = tree::scan_back(heap, Extents, head.extents, (low, high), &may, &mut |place| {
                 let extent: &Extent = memory::read(heap, place)?;
@@ -104,24 +105,20 @@ fn collect(
                     restart = Some((u128::from(here) << 64) - 1);
                     return Ok(ControlFlow::Break(()));
                 }
-                let hidden = covered.start <= extent.start && extent.end <= covered.end;
-                if !hidden {
+                let (start, end) = (extent.start.max(range.start), extent.end.min(range.end));
+                let hidden = covered.start <= start && end <= covered.end;
+                if start < end && !hidden {
+                    // All contain the middle of the block, and so does what they have in the range, or that lies on one
+                    // side of it: there are no gaps.
                     covered = if covered.is_empty() {
-                        extent.start..extent.end
+                        start..end
                     } else {
-                        covered.start.min(extent.start)..covered.end.max(extent.end)
+                        covered.start.min(start)..covered.end.max(end)
                     };
                     state.set((covered.start, covered.end));
-                    if extent.start < range.end && extent.end > range.start {
-                        candidates.push(Candidate {
-                            start: extent.start.max(range.start),
-                            end: extent.end.min(range.end),
-                            epoch: extent.epoch,
-                            extent: place,
-                        });
-                        if extent.start <= range.start && extent.end >= range.end {
-                            floor = floor.max(extent.epoch);
-                        }
+                    candidates.push(Candidate { start, end, epoch: extent.epoch, extent: place });
+                    if start == range.start && end == range.end {
+                        floor = floor.max(extent.epoch);
                     }
                 }
                 Ok(ControlFlow::Continue(()))

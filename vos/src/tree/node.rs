@@ -124,6 +124,24 @@ pub(crate) fn kept(narrow: bool, prefix: u128) -> u128 {
     if narrow { prefix >> 64 << 64 } else { prefix }
 }
 
+/// How many nodes this thread has looked at: what a test of costs counts.
+#[cfg(test)]
+pub(crate) mod visits {
+    use std::cell::Cell;
+
+    thread_local! {
+        static COUNT: Cell<u64> = const { Cell::new(0) };
+    }
+
+    pub fn add() {
+        COUNT.set(COUNT.get() + 1);
+    }
+
+    pub fn count() -> u64 {
+        COUNT.get()
+    }
+}
+
 /// A node, its header read and checked.
 #[derive(Clone, Copy)]
 pub(crate) struct Node<'h> {
@@ -135,6 +153,8 @@ pub(crate) struct Node<'h> {
 impl<'h> Node<'h> {
     #[inline]
     pub fn read(heap: &'h Heap, offset: u64) -> Result<Self, Error> {
+        #[cfg(test)]
+        visits::add();
         let header: Header = *memory::read(heap, offset)?;
         let capacity = usize::from(header.capacity);
         let sound = match header.kind {
