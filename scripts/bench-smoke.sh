@@ -10,14 +10,16 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
 whole() { # PLACE CASE ...: the rows on stdin have all fields, finite and positive where they must be; each case is there
-    local place=$1 rows
+    local place=$1 beside=limit_name value=limit_value rows
     shift
+    # Rows of the store by itself have a peer beside them.
+    if [ "$place" = media ]; then beside=peer value=peer_value; fi
     rows=$(cat)
-    jq -es --arg place "$place" '
+    jq -es --arg place "$place" --arg beside "$beside" --arg value "$value" '
         length > 0 and all(.[];
             (.[$place] | type == "string") and (.case | length > 0) and (.durable | type == "boolean")
-            and ([.value_bytes, .depth, .p50_us, .p99_us, .p999_us, .max_us, .cpu_us_per_op, .limit_value, .ratio] | all(type == "number" and . >= 0))
-            and (.limit_name | length > 0)
+            and ([.value_bytes, .depth, .p50_us, .p99_us, .p999_us, .max_us, .cpu_us_per_op, .[$value], .ratio] | all(type == "number" and . >= 0))
+            and (.[$beside] | length > 0)
             and (.case == "idle-cpu" or (.ops_per_s > 0 and .p50_us > 0 and .p50_us <= .p99_us and .p99_us <= .p999_us and .p999_us <= .max_us)))
         ' <<<"$rows" >/dev/null || { echo "bench: a row is not whole:" >&2; echo "$rows" >&2; return 1; }
     for case in "$@"; do
@@ -29,7 +31,7 @@ whole() { # PLACE CASE ...: the rows on stdin have all fields, finite and positi
     echo "bench: $(wc -l <<<"$rows") rows by $place, all whole"
 }
 
-values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-update-existing doc-fetch doc-fetch-batch array-update array-read"
+values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-update-existing doc-fetch doc-fetch-batch array-update array-read array-nested array-staggered array-interleaved"
 # shellcheck disable=SC2086
 PMEM_IS_PMEM_FORCE=1 "$programs/vos_perf" --records 2000 --seconds 0.05 --media heap --media wal --media pmem --dir "$folder" --json |
     whole media $values durable-update block-write block-read open-after-crash

@@ -43,9 +43,15 @@ pub struct Row {
     /// Bytes that the store takes per record beyond key and value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata_bytes_per_record: Option<f64>,
-    /// The limit or peer beside it.
+    /// Records that the case writes or finds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records: Option<u64>,
+    /// The limit beside it.
     #[serde(skip_serializing_if = "Option::is_none", flatten)]
     pub limit: Option<Limit>,
+    /// The peer beside it: the same, in rows of the store by itself.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    pub peer: Option<Peer>,
 }
 
 /// What a case is held against, measured in the same run.
@@ -69,6 +75,32 @@ pub struct Limit {
     /// Whether the goal was reached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reached: Option<bool>,
+}
+
+/// A [`Limit`] under the names that rows of the store have.
+#[derive(Clone, Debug, Serialize)]
+pub struct Peer {
+    /// What was measured.
+    pub peer: String,
+    /// What came out, in `peer_unit`.
+    pub peer_value: f64,
+    /// See [`Limit`].
+    pub peer_unit: &'static str,
+    /// The case over the peer, both in `peer_unit`.
+    pub ratio: f64,
+    /// The ratio aimed at, if there is a goal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goal: Option<String>,
+    /// Whether the goal was reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reached: Option<bool>,
+}
+
+impl From<Limit> for Peer {
+    fn from(limit: Limit) -> Self {
+        let Limit { name, value, unit, ratio, goal, reached } = limit;
+        Self { peer: name, peer_value: value, peer_unit: unit, ratio, goal, reached }
+    }
 }
 
 impl Row {

@@ -56,10 +56,11 @@ pub(crate) use data::{
 pub(crate) use resolve::{Scratch, highest_end, resolve};
 pub(crate) use write::{NewExtent, Source, abandon_head, forget_note, insert, remove};
 
-/// The smallest block that holds `start..end` (not empty, `end` ≤ 2^63), by its number.
+/// The smallest block that holds `start..end` (not empty, `end` ≤ 2^63), by its number. Of a damaged extent, some number.
 #[inline]
 pub(crate) fn block_of(start: u64, end: u64) -> u64 {
-    let last = end - 1;
+    const OFFSETS: u64 = crate::ARRAY_BYTES_MAX - 1;
+    let (start, last) = (start & OFFSETS, end.wrapping_sub(1) & OFFSETS);
     let level = 64 - (start ^ last).leading_zeros();
     1 << (63 - level) | last >> level
 }
@@ -170,6 +171,23 @@ mod tests {
             let range: Range<u64> = range;
             let block = block_of(range.start, range.end);
             assert_eq!((level_of(block), block), (level, number), "{range:?}");
+        }
+    }
+
+    /// The story of a fuzzer's input: an extent of which damage had left nothing stopped the walk that was to report it.
+    #[test]
+    fn a_damaged_extent_has_a_block() {
+        const EDGES: [u64; 7] = [0, 1, 4095, 1 << 62, (1 << 63) - 1, 1 << 63, u64::MAX];
+        for start in EDGES {
+            for end in EDGES {
+                let block = block_of(start, end);
+                assert!(block > 0 && level_of(block) < 64, "{start}..{end}");
+                if start < end && end <= 1 << 63 {
+                    let (level, number) = (level_of(block), block & !(1 << (63 - level_of(block))));
+                    let holds = |offset: u64| offset >> level == number;
+                    assert!(holds(start) && holds(end - 1), "{start}..{end} in {block:#x}");
+                }
+            }
         }
     }
 }

@@ -145,8 +145,11 @@ pub(crate) fn put(
         if verdict == Verdict::Keep {
             return Ok(false);
         }
-        let mut header = content.header(epoch, writer);
-        header.flags |= record.flags & AGED;
+        let header = content.header(epoch, writer);
+        if record.flags & AGED != 0 {
+            // What was there had been aggregated; what replaces it is a change that nobody has dealt with.
+            Entry::Single(key).note(editor, epoch, writer.cookie)?;
+        }
         give_back_data(editor, old)?;
         editor.count_record(0, i64::from(header.length) - i64::from(record.length));
         if content.version_bytes() == bytes_of(&record) {

@@ -250,3 +250,80 @@ fn a_flipped_bit_is_an_error_and_never_data() {
     });
     ended.expect("the run ends");
 }
+
+fn put(container: &Container<SimEnv>, key: &[u8]) -> Result<(), Error> {
+    let value = Some(Value::Inline(b"value", Checksum(crc32c::crc32c(b"value"))));
+    let update = Update::KeyValue(&[KeyUpdate { key, value }]);
+    let kv = object(ObjectType::KeyValue);
+    container.update(kv, Epoch(1), WRITER, Conflict::LastWins, &update).map(|_| ())
+}
+
+#[test]
+fn a_block_tier_that_fails_makes_the_pool_read_only_and_what_was_durable_stays() {
+    let simulation = Simulation::new(11, Config::default());
+    let node = simulation.add_node(1);
+    let disk = node.disk();
+    let data = bytes(100_000, 1);
+    let wanted = data.clone();
+    let ended = simulation.block_on(&node, |env| async move {
+        let (pool, container) = create(&env).await;
+        write(&pool, &container, 1, 0, &data).await.expect("a write");
+        put(&container, b"durable").expect("an update");
+        let _ = pool.flush().await.expect("a flush");
+        let before = pool.usage().expect("usage");
+        disk.set_failed(true);
+        let failed = write(&pool, &container, 2, 0, &bytes(50_000, 2)).await;
+        assert!(matches!(&failed, Err(Error::Heap(what)) if what.contains("failed")), "{failed:?}");
+        // The device may come back; what it did meanwhile nobody knows.
+        disk.set_failed(false);
+        assert_eq!(write(&pool, &container, 3, 0, &bytes(50_000, 3)).await, Err(Error::ReadOnly));
+        assert_eq!(put(&container, b"late"), Err(Error::ReadOnly));
+        let range = EpochRange { low: Epoch(1), high: Epoch(9) };
+        assert_eq!(container.discard(Cookie(1), range).await.err(), Some(Error::ReadOnly));
+        assert_eq!(container.aggregate(range).await.err(), Some(Error::ReadOnly));
+        assert!(read(&pool, &container, 0..100_000, 9).await == data, "it is read as before");
+        assert_eq!(pool.usage().expect("usage"), before, "nothing was changed");
+    });
+    ended.expect("the run ends");
+    node.kill(Loss::Power);
+    node.restart();
+    let ended = simulation.block_on(&node, |env| async move {
+        let pool = Pool::open(&env, "pool").await.expect("the pool");
+        let container = pool.container_open(CONTAINER).expect("the container");
+        assert!(pool.verify().await.expect("a walk").is_sound());
+        assert!(read(&pool, &container, 0..100_000, 9).await == wanted);
+        write(&pool, &container, 4, 0, &bytes(50_000, 4)).await.expect("it can be written again");
+        put(&container, b"late").expect("an update");
+    });
+    ended.expect("the run ends");
+}
+
+/// The block file is sparse: its device can be full although the space map has room.
+#[test]
+fn a_full_device_of_the_block_tier_changes_nothing() {
+    let simulation = Simulation::new(12, Config::default());
+    let node = simulation.add_node(1);
+    let disk = node.disk();
+    let ended = simulation.block_on(&node, |env| async move {
+        let (pool, container) = create(&env).await;
+        write(&pool, &container, 1, 0, &bytes(100_000, 1)).await.expect("a write");
+        let _ = pool.flush().await.expect("a flush");
+        let before = pool.usage().expect("usage");
+        disk.set_capacity(disk.used());
+        for _ in 0..3 {
+            let full = write(&pool, &container, 2, 0, &bytes(50_000, 2)).await;
+            assert_eq!(full, Err(Error::NoSpace("device of the block tier")));
+        }
+        assert_eq!(pool.usage().expect("usage"), before, "what was reserved is free again");
+        assert!(read(&pool, &container, 0..100_000, 9).await == bytes(100_000, 1));
+        // What was given back can be written again: its blocks are there.
+        let range = EpochRange { low: Epoch(1), high: Epoch(9) };
+        let _ = container.discard(Cookie(1), range).await.expect("a discard");
+        let _ = pool.flush().await.expect("a flush");
+        write(&pool, &container, 3, 0, &bytes(50_000, 3)).await.expect("room that was there before");
+        disk.set_capacity(u64::MAX);
+        write(&pool, &container, 4, 100_000, &bytes(300_000, 4)).await.expect("room");
+        assert!(pool.verify().await.expect("a walk").is_sound());
+    });
+    ended.expect("the run ends");
+}

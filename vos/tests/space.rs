@@ -313,3 +313,83 @@ fn neighbours_on_the_block_tier_become_one_record() {
         assert_eq!(usage.block_bytes_free, usage.block_bytes);
     });
 }
+
+/// The story of metadata that are kept in one epoch: what had been aggregated and was removed later left its negative entry
+/// for ever, since no group named it and a range of one epoch is never swept.
+#[test]
+fn what_is_removed_in_an_epoch_that_was_aggregated_leaves_nothing() {
+    run(|env| async move {
+        let (pool, container) = create(&env, MediaKind::Heap, 8 << 20).await;
+        let (kv, document) = (object(ObjectType::KeyValue, 1), object(ObjectType::Document, 2));
+        aggregate(&container, 1, 1).await;
+        let before = pool.usage().expect("usage");
+        let change = |key: u8, value: Option<&[u8]>| {
+            let value = || value.map(|bytes| Value::Inline(bytes, crc(bytes)));
+            let update = Update::KeyValue(&[KeyUpdate { key: &[key], value: value() }]);
+            let _ = container.update(kv, Epoch(1), WRITER, Conflict::LastWins, &update).expect("an update");
+            let akeys = [AkeyUpdate { akey: b"akey", data: AkeyData::Single(value()) }];
+            let update = Update::Document { dkey: &[key], akeys: &akeys };
+            let _ =
+                container.update(document, Epoch(1), WRITER, Conflict::LastWins, &update).expect("an update");
+        };
+        for round in 0..3u8 {
+            (0..200).for_each(|key| change(key, Some(&[key; 50])));
+            aggregate(&container, 1, 1).await;
+            // Now and then in place, now and then not, before they go.
+            (0..100).for_each(|key| change(key, Some(&vec![key; 50 + usize::from(key % 2 * round)])));
+            verify(&pool).await.expect("a sound pool");
+            (0..200).for_each(|key| change(key, None));
+            aggregate(&container, 1, 1).await;
+            verify(&pool).await.expect("a sound pool");
+            let usage = container.usage().expect("usage");
+            assert_eq!((usage.objects, usage.records), (0, 0), "round {round}");
+            assert_eq!(pool.usage().expect("usage"), before, "round {round}");
+        }
+        // A change of what was aggregated is its writer's: a discard finds it.
+        (0..20).for_each(|key| change(key, Some(&[key; 50])));
+        aggregate(&container, 1, 1).await;
+        (0..10).for_each(|key| change(key, Some(&[key; 60])));
+        let _ = container.discard(WRITER.cookie, EpochRange::ALL).await.expect("a discard");
+        verify(&pool).await.expect("a sound pool");
+        assert_eq!(container.usage().expect("usage").records, 20, "what nobody changed since stays");
+    });
+}
+
+/// The story of a megabyte whose middle was written again in the same epoch: the two ends that were left shared the old blocks,
+/// and kept those of the middle too, for as long as both were there.
+#[test]
+fn blocks_that_several_pieces_share_are_given_back_with_what_nobody_sees() {
+    run(|env| async move {
+        let (pool, container) = create(&env, MediaKind::Heap, 8 << 20).await;
+        let array = object(ObjectType::Array, 3);
+        let mut wanted = vec![1u8; 400_000];
+        write_stored(&pool, &container, array, 1, 0, &wanted).await.expect("a write");
+        for (start, end) in [(50_000, 150_000), (200_000, 330_000)] {
+            let middle = vec![start as u8; end - start];
+            write_stored(&pool, &container, array, 1, start as u64, &middle).await.expect("a write");
+            wanted[start..end].copy_from_slice(&middle);
+        }
+        let used = |pool: &Pool<SimEnv>| {
+            let usage = pool.usage().expect("usage");
+            usage.block_bytes - usage.block_bytes_free
+        };
+        assert!(used(&pool) > 620_000, "the old middles are there");
+        aggregate(&container, 1, 1).await;
+        assert!(read(&pool, &container, array, 400_000, 1).await == wanted);
+        verify(&pool).await.expect("a sound pool");
+        assert!(used(&pool) < 400_000 + 6 * 8192, "{} bytes for 400,000 that are visible", used(&pool));
+        // Later epochs hide more of the ends, small pieces of a chunk among it.
+        for (epoch, start, end) in [(2, 10_000, 30_000), (3, 41_000, 41_100), (4, 340_000, 399_999)] {
+            let bytes = vec![epoch as u8; end - start];
+            write(&container, array, epoch, start as u64, &bytes).expect("a write");
+            wanted[start..end].copy_from_slice(&bytes);
+            aggregate(&container, 1, epoch).await;
+            assert!(read(&pool, &container, array, 400_000, 9).await == wanted, "epoch {epoch}");
+            verify(&pool).await.expect("a sound pool");
+        }
+        assert!(used(&pool) < 400_000 - 70_000 + 10 * 8192, "{} bytes", used(&pool));
+        let _ = container.punch(array, Epoch(9), WRITER, Conflict::Refuse, &Punch::Object).expect("a punch");
+        aggregate(&container, 1, 9).await;
+        assert_eq!(used(&pool), 0);
+    });
+}

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Checksums, Error,
     editor::Editor,
-    extents::{block_of, level_of},
+    extents::{at_epoch, block_of, level_of},
     memory,
     records::{AGED, ArrayHead, EXTENT_BYTES, Extent, PUNCHED, REBUILD, STORED, VIEW},
 };
@@ -31,6 +31,8 @@ use crate::{
 pub(crate) const MERGED_BYTES_MAX: u64 = 16 << 10;
 /// Largest extent on the block tier that merging makes (only its checksums are copied).
 const MERGED_STORED_BYTES_MAX: u64 = 4 << 20;
+/// Data that more extents show is left alone: looking for them takes time for each.
+const VIEWS_MAX: u32 = 64;
 /// What an extent in the arena costs beyond its bytes.
 const RECORD_BYTES: u64 = 128;
 const BLOCK: u64 = daos_xstream::BLOCK_BYTES as u64;
@@ -69,7 +71,10 @@ pub(crate) fn trim(
     let owner_place = owner_of(editor.heap(), place)?;
     let owner: Extent = *editor.read(owner_place)?;
     let trimmed = if owner.flags & STORED != 0 {
-        owner.references == 1 && trim_stored(editor, holder, head_place, place, &pieces)?
+        let shown = shown_of(editor, &head, (owner_place, &owner), epoch, scratch)?;
+        let Some(Shown { views, pieces }) = shown else { return Ok(None) };
+        let trimmed = trim_stored(editor, holder, head_place, (place, &views), &pieces)?;
+        return Ok(trimmed.then_some(pieces));
     } else {
         let visible: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
         // Its share of the bytes that go when it, and whatever else shows them, has been rewritten.
@@ -83,6 +88,45 @@ pub(crate) fn trim(
         saves
     };
     Ok(trimmed.then_some(pieces))
+}
+
+/// What is left of data on the block tier that several extents may show.
+struct Shown {
+    /// The extents.
+    views: Vec<u64>,
+    /// What is visible of them, in order.
+    pieces: Vec<Range<u64>>,
+}
+
+/// What is shown at `epoch` of the data of `owner`; `None` as long as somebody still has to aggregate a part of it, who then
+/// comes here too. Extents of one owner are of one epoch, so that all of them are in the range that is being aggregated.
+fn shown_of(
+    editor: &Editor<'_, '_>,
+    head: &ArrayHead,
+    (owner_place, owner): (u64, &Extent),
+    epoch: u64,
+    scratch: &mut Scratch,
+) -> Result<Option<Shown>, Error> {
+    let heap = editor.heap();
+    let whole = owner.start..owner.end;
+    let (mut views, mut all_aged) = (Vec::new(), true);
+    if owner.references > VIEWS_MAX {
+        return Ok(None);
+    }
+    at_epoch(heap, head, &whole, owner.epoch, &mut |place| {
+        if owner_of(heap, place)? == owner_place {
+            views.push(place);
+            all_aged &= memory::read::<Extent>(heap, place)?.flags & AGED != 0;
+        }
+        Ok(())
+    })?;
+    if !all_aged || views.len() as u64 != u64::from(owner.references) {
+        return Ok(None);
+    }
+    resolve(heap, Some(head), whole, (0, epoch), scratch)?;
+    let visible = scratch.segments.iter().filter(|segment| views.contains(&segment.extent));
+    let pieces = visible.map(|segment| segment.start..segment.end).collect();
+    Ok(Some(Shown { views, pieces }))
 }
 
 /// Replaces the extent at `place`, whose bytes are in the arena, by copies of pieces of it.
@@ -167,13 +211,13 @@ fn place_extent(
     link(editor, holder, head_place, owner)
 }
 
-/// Cuts an extent on the block tier down to the whole chunks that its visible pieces touch; says whether that frees any
-/// block. Nothing is read or written there.
+/// Cuts data on the block tier, which `place` and the others of `views` show, down to the whole chunks that the visible pieces
+/// touch; says whether that frees any block. Nothing is read or written there.
 fn trim_stored(
     editor: &mut Editor<'_, '_>,
     holder: Holder,
     head_place: u64,
-    place: u64,
+    (place, views): (u64, &[u64]),
     pieces: &[Range<u64>],
 ) -> Result<bool, Error> {
     let extent: Extent = *editor.read(place)?;
@@ -231,7 +275,9 @@ fn trim_stored(
     .iter()
     .map(|&checksum| Checksum(checksum))
     .collect();
-    unlink_keeping_blocks(editor, head_place, place)?;
+    for &view in views {
+        unlink_keeping_blocks(editor, head_place, view)?;
+    }
     editor.freed_blocks.append(&mut freed);
     for (range, within) in kept {
         let first = (range.start / chunk - whole.start / chunk) as usize;

@@ -46,6 +46,10 @@ impl<'h> Checker<'h> {
             checker.counts.records += 1;
             let known = PUNCHED | STORED | REBUILD | AGED | VIEW | DETACHED;
             checker.stamp(place, (extent.epoch, newest.min(head.newest)), extent.flags, known);
+            if extent.start >= extent.end || extent.end > crate::ARRAY_BYTES_MAX {
+                checker.corrupt("extent that covers nothing", place);
+                return Ok(());
+            }
             if head.levels >> level_of(block_of(extent.start, extent.end)) & 1 == 0 {
                 checker.corrupt("extent at a level that the array does not list", place);
             }

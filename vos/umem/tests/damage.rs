@@ -147,6 +147,54 @@ fn the_newest_frame_may_be_torn_and_no_other() {
     }
 }
 
+/// The story of a fuzzer's input that damaged the newest super-block and the newest frame: the older super-block counted, which
+/// promises less, so the frame seemed torn by a crash, and what had been durable was gone without a word.
+#[test]
+fn a_damaged_frame_is_not_taken_for_a_torn_one_where_a_super_block_is_damaged_too() {
+    for seed in 0..8 {
+        let media = TestMedia::default();
+        let world = World::new(seed, media.clone());
+        // Longer than what is read of it at once.
+        let store = create(&world, StoreOptions { log_bytes: 4 << 20, ..options() });
+        for number in 0..12 {
+            let _ = step(&store, seed, number).expect("sealed");
+            flush(&world, &store).expect("durable");
+        }
+        drop(store);
+        world.kill();
+        // Opening vouches for the log in a super-block of its own.
+        let media = media.after_crash(&Random::new(seed));
+        let (world, store) = open(&media).expect("opens");
+        drop(store);
+        world.kill();
+        let media = media.after_crash(&Random::new(seed));
+        let random = Random::new(seed);
+        let last = media.with_file("pool/log", |bytes| {
+            bytes
+                .rchunks(4096)
+                .position(|block| block[..4] == *b"dfrm")
+                .map(|back| bytes.len() / 4096 - 1 - back)
+        });
+        let place = last.expect("a frame") * 4096 + [8, 16, 4, 70, 0, 50][random.below(6) as usize];
+        for (copy, frame) in [(0, false), (1, false), (0, true), (1, true)] {
+            let media = media.copy();
+            media.with_file("pool/heap", |bytes| bytes[copy * 4096 + 40] ^= 1);
+            if frame {
+                media.with_file("pool/log", |bytes| bytes[place] ^= 1);
+            }
+            match open(&media) {
+                Ok((world, store)) => {
+                    assert!(!frame, "seed {seed}: copy {copy} and the last frame are damaged");
+                    check(seed, &store.heap(), 12, 12);
+                    world.kill();
+                }
+                Err(StoreError::Damaged { .. }) => assert!(frame, "seed {seed}: one copy is enough"),
+                Err(error) => panic!("seed {seed}: {error}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn a_failing_device_makes_the_heap_read_only() {
     let (mut failures, transactions) = (0, 60);

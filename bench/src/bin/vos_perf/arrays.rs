@@ -46,6 +46,7 @@ pub async fn measure(world: &World, bench: &Bench, media: MediaName) -> anyhow::
         durable: media == MediaName::Pmem,
         value_bytes: BLOCK as u64,
         depth: 1,
+        records: Some(blocks),
         ..Row::default()
     };
     let before = arena_bytes_used(&pool)?;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod adversarial;
 mod arrays;
 mod blocks;
 mod durable;
@@ -26,7 +27,8 @@ use crate::setup::{Bench, Rates, World};
 /// one document with one akey per dkey, `array` cases 4 KiB blocks at random offsets of one byte array.
 ///
 /// Cases: kv-update, kv-update-existing, kv-fetch, kv-fetch-batch, doc-update, doc-update-existing, doc-fetch,
-/// doc-fetch-batch, array-update, array-read; and on wal media durable-update (one at a time, and 64 in flight),
+/// doc-fetch-batch, array-update, array-read; on heap media array-nested, array-staggered, array-interleaved (one byte
+/// of many extents that hide each other); and on wal media durable-update (one at a time, 32 and 64 in flight),
 /// block-write, block-read, open-after-crash.
 ///
 /// Examples:
@@ -122,6 +124,9 @@ async fn measure(world: &World, bench: &Bench, media: &[MediaName]) -> anyhow::R
         }
         if bench.wants_any(&arrays::CASES) {
             arrays::measure(world, bench, media).await?;
+        }
+        if media == MediaName::Heap {
+            adversarial::measure(world, bench).await?;
         }
         if media == MediaName::Wal {
             durable::measure(world, bench).await?;

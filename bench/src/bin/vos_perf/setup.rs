@@ -52,9 +52,16 @@ impl Bench {
 
     /// Prints a row that was asked for.
     pub fn print(&self, row: &Row) {
-        if self.wants(&row.case) {
-            Printer { json: self.json }.print(row);
+        if !self.wants(&row.case) {
+            return;
         }
+        if !self.json {
+            return Printer { json: false }.print(row);
+        }
+        let mut row = row.clone();
+        row.records.get_or_insert(self.records);
+        row.peer = row.limit.take().map(Into::into);
+        Printer { json: true }.print(&row);
     }
 
     /// A fresh pool with one container.

@@ -102,7 +102,7 @@ fn recover(
         return Err(StoreError::NotFormatted(name.to_owned()));
     }
     let (first, rest) = arena.as_slice().split_at(BLOCK_BYTES);
-    let super_block = SuperBlock::choose(name, [first, &rest[..BLOCK_BYTES]])?;
+    let (super_block, _) = SuperBlock::choose(name, [first, &rest[..BLOCK_BYTES]])?;
     let damaged = |offset: u64, what: String| damaged(name, offset, what);
     let layout = Layout::new(super_block.arena_bytes, super_block.undo_bytes)
         .map_err(|error| damaged(0, error.to_string()))?;

@@ -90,6 +90,19 @@ impl FrameHeader {
         whole.then_some(header)
     }
 
+    /// Whether `block` looks like the first one of the frame with this position and number, whole or not.
+    pub fn is_remnant(identity: &LogIdentity, block: &[u8], position: u64, sequence: u64) -> bool {
+        let Ok((header, _)) = Self::read_from_prefix(block) else { return false };
+        let alike = [
+            header.magic == MAGIC,
+            header.uuid == identity.uuid,
+            header.position == position,
+            header.sequence == sequence,
+        ];
+        // Damage may have met one of them.
+        alike.into_iter().filter(|&alike| alike).count() >= 3
+    }
+
     /// Whether `payload` is what this frame was written with.
     pub fn matches(&self, identity: &LogIdentity, payload: &[u8]) -> bool {
         payload.len() == self.payload_bytes as usize

@@ -108,7 +108,7 @@ struct Loaded<E: Env> {
 impl<E: Env> Loaded<E> {
     /// Reads the heap in `directory`. Damage of log or image is an error.
     async fn read(env: &E, directory: &str, pending: Pending) -> Result<Self, StoreError> {
-        let mut image = open_image(env, directory).await?;
+        let (mut image, promise_may_be_lost) = open_image(env, directory).await?;
         let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
         let path = log_path(directory);
         let log = LogFile::new(env.media().open(&path, OpenOptions::default()).await?);
@@ -141,6 +141,10 @@ impl<E: Env> Loaded<E> {
             frames: (pending == Pending::IsOverlaid).then(Vec::new),
         };
         replay.run().await?;
+        if promise_may_be_lost {
+            // First: the log is read forward only.
+            replay.check_remnant().await?;
+        }
         replay.check_end(batch_valid.max(image.super_block.valid_position)).await?;
         let Replay { dirty, position, sequence, generation, frames, .. } = replay;
         let frames = frames.unwrap_or_default();
@@ -247,7 +251,9 @@ fn check_log_size<F: MediaFile>(log: &LogFile<F>, path: &str, wanted: u64) -> Re
 }
 
 /// Opens the heap file, and chooses and checks its super-block.
-async fn open_image<E: Env>(env: &E, directory: &str) -> Result<Image<File<E>>, StoreError> {
+///
+/// Says too whether the other copy is damaged.
+async fn open_image<E: Env>(env: &E, directory: &str) -> Result<(Image<File<E>>, bool), StoreError> {
     let path = heap_path(directory);
     let file = env.media().open(&path, OpenOptions::default()).await?;
     if file.size() < 2 * BLOCK {
@@ -256,7 +262,7 @@ async fn open_image<E: Env>(env: &E, directory: &str) -> Result<Image<File<E>>, 
     let (copies, result) = file.read(0, IoBuffer::zeroed(2 * BLOCK as usize)).await;
     result?;
     let (first, second) = copies.as_slice().split_at(BLOCK as usize);
-    let super_block = SuperBlock::choose(&path, [first, second])?;
+    let (super_block, other_is_damaged) = SuperBlock::choose(&path, [first, second])?;
     let geometry = Geometry::new(super_block.heap_bytes)?;
     let agrees = super_block.media_kind == KIND_WAL
         && super_block.heap_bytes == file.size()
@@ -267,7 +273,7 @@ async fn open_image<E: Env>(env: &E, directory: &str) -> Result<Image<File<E>>, 
         let what = "the super-block's sizes are not those of the file, or not of a wal heap".to_owned();
         return Err(StoreError::Damaged { file: path, offset: 0, what });
     }
-    Ok(Image::new(file, path, geometry, super_block))
+    Ok((Image::new(file, path, geometry, super_block), other_is_damaged))
 }
 
 fn heap_path(directory: &str) -> String {
@@ -359,6 +365,20 @@ impl<F: MediaFile> Replay<'_, F> {
             self.position += header.frame_bytes();
             self.sequence += 1;
             self.generation = header.generation;
+        }
+        Ok(())
+    }
+
+    /// That no frame begins here that is not whole. A crash leaves one; but where a super-block is damaged that may have vouched for
+    /// it, that cannot be told from the loss of what was durable.
+    async fn check_remnant(&mut self) -> Result<(), StoreError> {
+        if self.position + BLOCK > self.limit {
+            return Ok(());
+        }
+        let block = self.reader.get(self.position, BLOCK).await?;
+        if FrameHeader::is_remnant(&self.identity, block, self.position, self.sequence) {
+            return Err(self
+                .damaged("the last frame is not whole, and a super-block is damaged that may vouch for it"));
         }
         Ok(())
     }

@@ -77,8 +77,8 @@ impl SuperBlock {
         block
     }
 
-    /// The super-block of `file` from its two copies.
-    pub fn choose(file: &str, copies: [&[u8]; 2]) -> Result<Self, StoreError> {
+    /// The super-block of `file` from its two copies, and whether the other copy is damaged: that may have been the newer one.
+    pub fn choose(file: &str, copies: [&[u8]; 2]) -> Result<(Self, bool), StoreError> {
         let parsed = copies.map(|copy| Self::parse(file, copy));
         match parsed {
             [Ok(a), Ok(b)] => {
@@ -89,12 +89,13 @@ impl SuperBlock {
                         expected: Uuid::from_bytes(a.uuid),
                     });
                 }
-                Ok(if a.sequence > b.sequence { a } else { b })
+                Ok((if a.sequence > b.sequence { a } else { b }, false))
             }
             [Ok(one), Err(error)] | [Err(error), Ok(one)] => match error {
                 // A newer software wrote one copy and not yet the other.
                 StoreError::UnknownFormat { .. } => Err(error),
-                _ => Ok(one),
+                StoreError::Damaged { .. } => Ok((one, true)),
+                _ => Ok((one, false)),
             },
             // Say which copy is damaged rather than that there is nothing, if one looks like a super-block.
             [Err(StoreError::NotFormatted(_)), Err(error)] | [Err(error), Err(_)] => Err(error),
