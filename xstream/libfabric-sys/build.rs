@@ -3,15 +3,10 @@
 use std::{env, path::PathBuf};
 
 /// What is called. libfabric's data path consists of inline functions over tables of pointers; bindgen writes a C
-/// wrapper for each of these, so that no table layout is trusted by hand-written code.
+/// wrapper for each of these, so that no table layout is trusted by hand-written code. The few functions that are symbols of
+/// the library are in `src/load.rs`.
 const FUNCTIONS: &[&str] = &[
-    "fi_version",
-    "fi_strerror",
-    "fi_getinfo",
-    "fi_freeinfo",
-    "fi_dupinfo",
     "fi_allocinfo",
-    "fi_fabric",
     "fi_domain",
     "fi_close",
     "fi_control",
@@ -45,10 +40,12 @@ const FUNCTIONS: &[&str] = &[
 
 fn main() {
     println!("cargo:rerun-if-changed=wrapper.h");
+    // Nothing is linked: `src/load.rs` loads the library when it is wanted, by symbol versions that fit these headers.
     let library = pkg_config::Config::new()
-        .atleast_version("1.14")
+        .range_version("1.14".."1.18")
+        .cargo_metadata(false)
         .probe("libfabric")
-        .expect("libfabric's development files (Debian: apt-get install libfabric-dev)");
+        .expect("development files of libfabric 1.14 to 1.17 (Debian 12: apt-get install libfabric-dev)");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let wrappers = out.join("wrappers.c");
 
@@ -63,8 +60,9 @@ fn main() {
         .allowlist_recursively(true)
         // Flag and error macros; types come along with the functions that use them.
         .allowlist_var("FI_[A-Z0-9_]+")
+        .blocklist_function("fi_dupinfo")
         .allowlist_type(
-            "fi_(cq_(msg|data|err)_entry|wait_obj|cq_format|av_type|ep_type|threading|resource_mgmt)",
+            "fi_(info|fabric_attr|cq_(msg|data|err)_entry|wait_obj|cq_format|av_type|ep_type|threading|resource_mgmt)",
         );
     for function in FUNCTIONS {
         builder = builder.allowlist_function(format!("^{function}$"));

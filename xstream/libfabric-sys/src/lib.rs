@@ -1,8 +1,10 @@
-//! Bindings to the system's libfabric, generated from its headers at build time.
+//! Bindings to the system's libfabric, generated from its headers at build time; the library itself is loaded when it is
+//! first wanted ([`load()`]).
 //!
 //! # Invariants
 //!
-//! * Nothing is written by hand except constants that are casts in C, which bindgen cannot evaluate.
+//! * Nothing is written by hand except constants that are casts in C, which bindgen cannot evaluate, and the six functions
+//!   that are symbols of the library.
 //! * Functions that libfabric defines inline go through C wrappers compiled with the same headers, so an operation table
 //!   whose layout changes between versions is never read by Rust.
 //!
@@ -21,7 +23,10 @@ mod bindings {
     include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
 }
 
+mod load;
+
 pub use bindings::*;
+pub use load::*;
 
 /// "No address": receives from anybody, and the source of a message from a sender that is not in the address vector.
 pub const FI_ADDR_UNSPEC: fi_addr_t = fi_addr_t::MAX;

@@ -1,4 +1,4 @@
-//! The library that is linked is the one that the headers describe, and it answers.
+//! The library that is loaded is the one that the headers describe, and it answers.
 
 use std::{ffi::CStr, ptr};
 
@@ -7,8 +7,8 @@ use daos_libfabric_sys as fi;
 #[test]
 fn library_is_at_least_the_headers_version() {
     // SAFETY: takes no arguments and reads a constant of the library.
-    let linked = unsafe { fi::fi_version() };
-    assert!(linked >= fi::HEADER_VERSION, "linked {linked:#x}, headers {:#x}", fi::HEADER_VERSION);
+    let loaded = unsafe { fi::fi_version() };
+    assert!(loaded >= fi::HEADER_VERSION, "loaded {loaded:#x}, headers {:#x}", fi::HEADER_VERSION);
 }
 
 #[test]

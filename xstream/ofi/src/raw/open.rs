@@ -41,6 +41,7 @@ impl Port {
     /// Opens the endpoint and enables it.
     pub(crate) fn open(spec: &PortSpec<'_>) -> Result<Port, FabricError> {
         crate::environment::prepare_process();
+        fi::load().map_err(|error| FabricError::Failed(error.to_string()))?;
         let info = find(spec)?;
         build(&info, spec)
     }
