@@ -216,6 +216,9 @@ fn refusal(place: &Place, verdict: Verdict) -> FabricError {
             FabricError::Unreachable(format!("{address} (the engine has no such xstream)"))
         }
         Verdict::Full => FabricError::Unreachable(format!("{address} (the xstream has too many clients)")),
+        Verdict::UserFull => FabricError::Unreachable(format!(
+            "{address} (this user has as many clients of the xstream as one user may; end some of them)"
+        )),
         Verdict::NoMemory => FabricError::Unreachable(format!("{address} (the engine is out of memory)")),
         Verdict::WrongVersion | Verdict::Welcome => {
             FabricError::Failed(format!("{address} speaks another version of this fabric"))

@@ -74,6 +74,8 @@ pub(crate) enum Verdict {
     Full = 3,
     /// The engine could not make the shared memory.
     NoMemory = 4,
+    /// The user has as many clients of this xstream as one user may.
+    UserFull = 5,
 }
 
 /// A place that a client can connect to.

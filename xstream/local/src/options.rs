@@ -16,6 +16,8 @@ pub struct LocalOptions {
     pub bulk_bytes: u64,
     /// Clients that an xstream serves at a time.
     pub peers_max: u32,
+    /// Of these, how many may be of one user, so that nobody can take all places.
+    pub peers_per_user_max: u32,
     /// Connections that may be open without having said which xstream they want.
     pub handshakes_max: u32,
     /// Permissions of the socket file. Everybody may connect by default: who a client is, the kernel tells
@@ -31,6 +33,7 @@ impl Default for LocalOptions {
             ring_bytes: 256 << 10,
             bulk_bytes: 16 << 20,
             peers_max: 1024,
+            peers_per_user_max: 768,
             handshakes_max: 64,
             socket_mode: 0o666,
             idle: Duration::from_millis(1),

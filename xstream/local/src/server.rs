@@ -14,7 +14,7 @@ use std::{
     fs::{File, Permissions},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{FileTypeExt, PermissionsExt},
+        unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,7 +23,7 @@ use std::{
 use daos_xstream::{Credentials, FabricError};
 use rustix::{
     event::{EventfdFlags, eventfd},
-    fs::{FlockOperation, flock},
+    fs::{FlockOperation, OFlags, flock},
     io::Errno,
     net::{SocketFlags, accept_with, bind, listen},
 };
@@ -123,7 +123,16 @@ fn take_lock(path: &Path) -> Result<File, FabricError> {
     lock_path.push(".lock");
     let lock_path = PathBuf::from(lock_path);
     let at = |error: std::io::Error| FabricError::Failed(format!("{}: {error}", lock_path.display()));
-    let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(at)?;
+    // For this user alone, because whoever can open a file can lock it; and not through a link.
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(&lock_path)
+        .map_err(at)?;
+    lock.set_permissions(Permissions::from_mode(0o600)).map_err(at)?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(Errno::AGAIN) => {
@@ -190,14 +199,16 @@ impl Seat {
         (self.xstream == 0).then(|| self.shared.listener.as_fd())
     }
 
-    /// Takes the clients that have come.
-    pub fn newcomers(&self) -> VecDeque<Newcomer> {
-        // The descriptor is private to this process, so it does not block.
-        let _ = rustix::io::read(self.bell(), &mut [0u8; 8]);
-        self.shared
-            .queue(self.xstream)
-            .map(|mut queue| std::mem::take(&mut queue.newcomers))
-            .unwrap_or_default()
+    /// Takes clients that have come, at most `limit`. If there are more, the bell goes on ringing.
+    pub fn newcomers(&self, limit: usize) -> VecDeque<Newcomer> {
+        let Some(mut queue) = self.shared.queue(self.xstream) else { return VecDeque::new() };
+        let taken = limit.min(queue.newcomers.len());
+        let rest = queue.newcomers.split_off(taken);
+        if rest.is_empty() {
+            // Under the queue's lock, so that nobody rings in between. The descriptor is private to this process, so it does not block.
+            let _ = rustix::io::read(self.bell(), &mut [0u8; 8]);
+        }
+        std::mem::replace(&mut queue.newcomers, rest)
     }
 
     /// Hands a client over to the xstream that it wants; false if it had to be turned away.

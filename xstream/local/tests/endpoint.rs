@@ -115,6 +115,59 @@ fn every_client_has_its_turn_beside_one_that_floods() {
     assert_eq!(rounds, 50);
 }
 
+/// One user could take all places of an xstream, and others were refused.
+#[test]
+fn one_user_cannot_take_all_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let options = LocalOptions { peers_max: 10, peers_per_user_max: 3, ..LocalOptions::default() };
+    let engine = LocalServer::bind(&path, 1, options).unwrap().fabric(0).unwrap();
+    let clients: Vec<_> = (0..4).map(|_| LocalFabric::client().unwrap()).collect();
+    let peers: Vec<_> =
+        clients[..3].iter().map(|client| connect(client, &path, 0, &[&engine]).unwrap()).collect();
+    let refused = connect(&clients[3], &path, 0, &[&engine]).unwrap_err();
+    assert!(refused.to_string().contains("one user may"), "{refused}");
+    assert_eq!((engine.counters().peers, engine.counters().refused), (3, 1));
+    // A place that is free again can be taken.
+    clients[1].disconnect(peers[1]);
+    while engine.counters().peers == 3 {
+        engine.poll(8, &mut Received::default());
+    }
+    connect(&clients[3], &path, 0, &[&engine]).unwrap();
+}
+
+/// A burst of connects was welcomed in one poll, which took the core for as long as it took to make memory for all of them.
+#[test]
+fn a_burst_of_connects_is_let_in_a_few_at_a_time() {
+    const BURST: usize = 50;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("engine.sock");
+    let engine = LocalServer::bind(&path, 1, LocalOptions::default()).unwrap().fabric(0).unwrap();
+    let clients: Vec<_> = (0..BURST).map(|_| LocalFabric::client().unwrap()).collect();
+    let address = format!("local://{}#0", path.display()).parse().unwrap();
+    let mut connecting: Vec<_> =
+        clients.iter().map(|client| Some(Box::pin(client.connect(&address)))).collect();
+    let (mut connected, mut most) = (0, 0);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while connected < BURST {
+        assert!(Instant::now() < deadline, "{connected} connected");
+        for slot in &mut connecting {
+            let Some(future) = slot else { continue };
+            if let Poll::Ready(peer) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                peer.unwrap();
+                *slot = None;
+                connected += 1;
+            }
+        }
+        let before = engine.counters().peers;
+        engine.poll(8, &mut Received::default());
+        most = most.max(engine.counters().peers - before);
+        clients.iter().for_each(|client| _ = client.poll(8, &mut Received::default()));
+    }
+    assert_eq!(engine.counters().peers, BURST as u64);
+    assert!((1..=4).contains(&most), "{most} in one poll");
+}
+
 #[test]
 fn a_parked_endpoint_is_woken_by_the_first_message_and_only_by_that() {
     let Setup { engine, clients, .. } = setup(2);

@@ -23,6 +23,8 @@ pub struct OfiCounters {
     pub peers_established: u64,
     /// Newcomers refused because of a limit.
     pub peers_refused: u64,
+    /// Connections that were ended because nothing came over them.
+    pub silent_ended: u64,
     /// Peers that ended other than by [`disconnect`](daos_xstream::Fabric::disconnect).
     pub peers_lost: u64,
     /// Transfers that ended well.
@@ -52,7 +54,7 @@ impl From<OfiCounters> for FabricCounters {
         Self {
             peers: counters.peers,
             peers_connected: counters.peers_established,
-            peers_refused: counters.peers_refused,
+            peers_refused: counters.peers_refused + counters.silent_ended,
             peers_lost: counters.peers_lost,
             lies: counters.garbage_received,
             messages_received: counters.messages_received,

@@ -10,10 +10,12 @@ use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 use daos_xstream::{FabricError, IoBuffer, PeerId, Rng, Time};
 
 use crate::{
+    address,
     config::OfiConfig,
     counters::OfiCounters,
     peers::{Owed, Peers},
     raw::{Pieces, Port, PortSpec},
+    silence::{Patience, Silence},
     transfers::{GENERATION_MASK, Phase, TransferId, Transfers},
     wire::{self, Control, Kind},
 };
@@ -97,6 +99,8 @@ pub(crate) struct State {
     pub(crate) fenced: Vec<Fenced>,
     /// Peers that are gone, whose connections libfabric is not done with.
     pub(crate) leaving: Vec<Leaving>,
+    /// Silent connections, where others can connect over TCP.
+    pub(crate) silence: Option<(std::net::SocketAddr, Silence)>,
     /// Time of the last look at the clock.
     pub(crate) now: Time,
     pub(crate) ticked: Time,
@@ -145,6 +149,13 @@ impl Inner {
                 config.provider
             )));
         }
+        let own = address::from_bytes(&name).filter(|_| bind.is_some());
+        let listens = matches!(config.place, crate::Place::Server(_)) && config.scheme() == "tcp";
+        let silence = own.filter(|_| listens).map(|own| {
+            let afterwards = config.keep_alive_idle + config.keep_alive_timeout + config.connect_timeout;
+            let patience = Patience { before_first_word: config.connect_timeout, afterwards };
+            (own, Silence::new(patience))
+        });
         let now = clock();
         let scratch = vec![0; port.inject_bytes_max().min(crate::BUFFER_BYTES)].into_boxed_slice();
         let inner = Self {
@@ -163,6 +174,7 @@ impl Inner {
                 closed: VecDeque::new(),
                 fenced: Vec::new(),
                 leaving: Vec::new(),
+                silence,
                 now,
                 ticked: now,
                 polls: 0,
@@ -271,7 +283,7 @@ impl Inner {
         peer.pings += 1;
         let serial = peer.pings;
         peer.owe(Owed::Ping { serial });
-        state.owing.push_back(id);
+        Self::line_up(state, id);
         serial
     }
 
@@ -279,6 +291,16 @@ impl Inner {
     pub(crate) fn owe(&self, state: &mut State, id: PeerId, owed: Owed) {
         if let Some(peer) = state.peers.get_mut(id) {
             peer.owe(owed);
+            Self::line_up(state, id);
+        }
+    }
+
+    /// Puts a peer into the queue of those with control messages to be sent, unless it stands there: a stalled one that is asked
+    /// again and again must not make the queue longer.
+    pub(crate) fn line_up(state: &mut State, id: PeerId) {
+        if let Some(peer) = state.peers.get_mut(id)
+            && !std::mem::replace(&mut peer.in_line, true)
+        {
             state.owing.push_back(id);
         }
     }

@@ -9,8 +9,8 @@
 //!   used twice. A peer that is gone holds nothing: address, connection, buffers and transfers are released.
 //! * Over `tcp;ofi_rxm`, nothing a peer does makes the endpoint wait, grow without bound or stop: every wait has a deadline,
 //!   every queue a limit, every error of libfabric a defined consequence. What a peer sends is held back by TCP while no
-//!   receive buffer is free; what waits for a peer is bounded by the transmit buffers that it may hold. One exception: sockets
-//!   that connect and never become peers (see [`descriptors_open`]). Other providers are not measured.
+//!   receive buffer is free; what waits for a peer is bounded by the transmit buffers that it may hold. Connections that never
+//!   become peers are ended (`src/silence.rs`). Other providers are not measured.
 //! * Time and randomness come in from outside ([`daos_xstream::Clock`], [`daos_xstream::Rng`]).
 //!
 //! What was decided, what was measured and what libfabric does that it should not: `README.md` beside this crate.
@@ -28,6 +28,7 @@ mod peers;
 pub mod pingpong;
 mod raw;
 mod receive;
+mod silence;
 mod timers;
 mod transfers;
 mod transmit;

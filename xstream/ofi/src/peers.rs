@@ -64,6 +64,8 @@ pub(crate) struct Peer {
     pub(crate) try_again: Time,
     /// Control messages to be sent, oldest first; at most one of each kind.
     pub(crate) owed: Vec<Owed>,
+    /// Whether it stands in the endpoint's queue of peers with control messages to be sent, where it stands once.
+    pub(crate) in_line: bool,
     /// Messages in transmit buffers.
     pub(crate) sends: u32,
     /// Messages that libfabric has copied since the last one in a transmit buffer.
@@ -207,6 +209,7 @@ impl Peers {
             stalled: None,
             try_again: now,
             owed: Vec::new(),
+            in_line: false,
             sends: 0,
             injected: 0,
             transfers: 0,

@@ -73,6 +73,16 @@ impl Inner {
         let (now, config) = (state.now, &self.config);
         // Whoever was not looking cannot say that a peer was silent.
         let absent = if passed > config.keep_alive_idle / 2 { passed } else { Duration::ZERO };
+        if let Some((own, silence)) = &mut state.silence {
+            if absent > Duration::ZERO {
+                silence.was_absent(now);
+            }
+            let ended = silence.look(*own, now, passed);
+            if ended > 0 {
+                tracing::debug!(ended, "connections that say nothing were ended");
+            }
+            state.counters.silent_ended += ended;
+        }
         let (mut lost, mut callers, mut silent) = (Vec::new(), Vec::new(), Vec::new());
         for peer in state.peers.iter_mut() {
             match &mut peer.stage {
@@ -160,10 +170,12 @@ impl Inner {
         {
             return state.now + RETRY;
         }
-        if state.transfers.count() > 0 || state.peers.introducing() > 0 || !state.fenced.is_empty() {
+        let walking = state.silence.as_ref().is_some_and(|(_, silence)| silence.is_walking());
+        if walking || state.transfers.count() > 0 || state.peers.introducing() > 0 || !state.fenced.is_empty()
+        {
             return state.now + TICK;
         }
-        if state.peers.count() == 0 {
+        if state.peers.count() == 0 && state.silence.is_none() {
             return Time::NEVER;
         }
         state.now + (self.config.keep_alive_idle / 4).max(TICK)

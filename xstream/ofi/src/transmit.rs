@@ -138,6 +138,7 @@ impl Inner {
         for _ in 0..CONTROLS_PER_POLL.min(state.owing.len()) {
             let Some(id) = state.owing.pop_front() else { return };
             let Some(peer) = state.peers.get_mut(id) else { continue };
+            peer.in_line = false;
             let Some(owed) = peer.owed.first().copied() else { continue };
             let introducing = matches!(peer.stage, Stage::Introducing { .. });
             let control = match owed {
@@ -153,11 +154,11 @@ impl Inner {
                     let Some(peer) = state.peers.get_mut(id) else { continue };
                     peer.owed.remove(0);
                     if !peer.owed.is_empty() {
-                        state.owing.push_back(id);
+                        Self::line_up(state, id);
                     }
                 }
                 // While a peer is being called its refusal is no reason to stop: it may be about to start.
-                Err(error) if error == AGAIN || introducing => state.owing.push_back(id),
+                Err(error) if error == AGAIN || introducing => Self::line_up(state, id),
                 Err(_) => self.close_peer(state, id, false, true),
             }
         }

@@ -454,6 +454,43 @@ fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
     }
 }
 
+/// Sockets that connect and say nothing used up the process's descriptors (libfabric itself ends those that say half a word): 1,100 of them left an engine with the usual limit none, and nothing timed them out.
+#[test]
+fn silent_connections_are_ended() {
+    const SILENT: usize = 300;
+    let _alone = alone();
+    let node = Node::new(open(impatient("tcp://127.0.0.1:0")));
+    let address = node.fabric.addresses()[0].clone();
+    let client = Node::new(client_of(&address));
+    let (mut server, mut client, to_server, _) = common::join(node, client, &address);
+    let before = descriptors_open().unwrap().0;
+    let mut silent: Vec<_> = (0..SILENT)
+        .map(|number| {
+            let mut socket = TcpStream::connect(address.rest()).expect("the port is open");
+            socket.write_all(&[1, 1, 0, 0, 0, 0, 0, 0][..[0, 3, 8][number % 3]]).expect("written");
+            server.poll();
+            socket
+        })
+        .collect();
+    let accepted = |least: usize| {
+        let open = descriptors_open().unwrap().0 as usize;
+        open.saturating_sub(before as usize + SILENT) >= least
+    };
+    run_until("accepted", &mut [&mut server, &mut client], |_| accepted(SILENT / 4));
+    run_until("ended", &mut [&mut server, &mut client], |_| !accepted(1));
+    for socket in &mut silent {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // An end of file, or a reset where something had not been read.
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(socket, &mut rest);
+    }
+    // The peer beside them, silent for as long, but for its pongs.
+    assert_eq!(server.fabric.counters().peers, 1);
+    client.fabric.send(to_server, &[b"still there"]).expect("sent");
+    run_until("message", &mut [&mut server, &mut client], |nodes| !nodes[0].inbox.messages.is_empty());
+    assert_eq!(server.fabric.counters().peers_lost, 0);
+}
+
 /// Plain sockets that connect to the endpoint's port and say nothing, nonsense, or half a word.
 #[test]
 fn garbage_on_the_port_does_not_stop_the_endpoint() {

@@ -10,6 +10,7 @@
 
 mod memory;
 mod open;
+pub(crate) mod sockets;
 
 use std::{
     ffi::{CStr, c_void},
