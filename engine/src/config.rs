@@ -151,7 +151,7 @@ impl Config {
             wrong(place, what, "give each engine a server file and a process of its own")
         })?;
         let mut memory = None;
-        let mut block_bytes = 0;
+        let mut block_bytes = None;
         for storage in engine.storage {
             match storage {
                 StorageSection::Ram { scm_mount, scm_size } if memory.is_none() => {
@@ -159,6 +159,9 @@ impl Config {
                 }
                 StorageSection::Ram { .. } => {
                     return Err(wrong(place, "two storage tiers of class ram", "keep one"));
+                }
+                StorageSection::File { .. } if block_bytes.is_some() => {
+                    return Err(wrong(place, "two storage tiers of class file", "keep one"));
                 }
                 StorageSection::File { bdev_list, bdev_size } => {
                     let below = |mount: &PathBuf| bdev_list.iter().all(|bdev| bdev.starts_with(mount));
@@ -170,7 +173,7 @@ impl Config {
                             "list the ram tier first and keep both in one folder",
                         ));
                     }
-                    block_bytes = bdev_size.saturating_mul(GIB);
+                    block_bytes = Some(bdev_size.saturating_mul(GIB));
                 }
             }
         }
@@ -189,7 +192,7 @@ impl Config {
             )?,
             targets: engine.targets,
             first_core: engine.first_core,
-            size: memory_size.saturating_add(block_bytes),
+            size: memory_size.saturating_add(block_bytes.unwrap_or(0)),
             memory_size,
             fabrics: Fabrics {
                 local: true,

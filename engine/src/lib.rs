@@ -7,6 +7,7 @@
 
 pub mod arguments;
 pub mod config;
+mod descriptors;
 mod fabric;
 mod metrics;
 pub mod node;

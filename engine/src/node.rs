@@ -28,6 +28,7 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
+    descriptors,
     fabric::{FabricMaker, NodeEnv},
     metrics, services,
     storage::{Storage, StorageError, Superblock},
@@ -90,6 +91,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     };
     let registry = Registry::default();
+    descriptors::watch(&registry).context("watching the file descriptors")?;
     let telemetry_port = config.telemetry_port.map(|port| {
         telemetry::serve(registry.clone(), port)
             .with_context(|| format!("metrics on port {port}: choose another telemetry_port"))

@@ -11,12 +11,17 @@
 //! # Invariants
 //!
 //! * One engine per folder, by the kernel's lock on `engine.lock`: it goes with the process, however that ends.
-//! * Storage without a valid superblock is never written to, except by an explicit format.
+//! * The folder is the engine's user's and nobody else may write to it; no link in it is followed. What only the engine needs is for it
+//!   alone (0600, folders 0700), its locks among it: whoever can open a file can lock it. `daos.json` and `daos.sock` are for
+//!   everybody who can reach the folder: a client is told apart by who it is, not by what it can see.
+//! * Storage without a valid superblock is never written to, except by an explicit format, and what lies in `pools/` without a
+//!   superblock is not taken for nothing.
 //! * The superblock appears whole or not at all: it is written beside its place, flushed, and renamed.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
-    io::{self, Write},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -83,6 +88,23 @@ pub enum StorageError {
     /// It is no folder.
     #[error("{0}: not a folder; choose another --dir")]
     NoFolder(PathBuf),
+    /// Somebody else owns it, or may write to it.
+    #[error("{directory}: {why}; an engine needs a folder of its own that nobody else may write to")]
+    NotOurs {
+        /// The folder.
+        directory: PathBuf,
+        /// Whose it is.
+        why: String,
+    },
+    /// A name of ours is a link.
+    #[error("{0}: a symbolic link, and an engine follows none in its folder; remove it")]
+    Link(PathBuf),
+    /// There are pools, and no superblock.
+    #[error(
+        "{0}: superblock.json is missing although pools/ holds something; restore it from a copy, or remove pools/ if that data may be \
+         lost"
+    )]
+    SuperblockMissing(PathBuf),
     /// The superblock does not match its checksum, or cannot be read as one.
     #[error(
         "{path}: the superblock is damaged ({why}); restore it from a copy, or format anew, which loses all data"
@@ -141,7 +163,8 @@ impl Storage {
         if fs::metadata(directory).is_ok_and(|found| !found.is_dir()) {
             return Err(StorageError::NoFolder(directory.to_owned()));
         }
-        fs::create_dir_all(directory).map_err(failed)?;
+        make_folder(directory).map_err(failed)?;
+        check_owner(directory)?;
         let ours = [
             "engine.lock",
             "superblock.json",
@@ -159,12 +182,12 @@ impl Storage {
                 return Err(StorageError::Foreign { directory: directory.to_owned(), found });
             }
         }
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(directory.join("engine.lock"))
-            .map_err(failed)?;
+        let lock_path = directory.join("engine.lock");
+        let lock = private(OpenOptions::new().create(true).truncate(false).write(true))
+            .open(&lock_path)
+            .map_err(|error| at(lock_path, error))?;
+        // An earlier version made it readable for everybody.
+        lock.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { directory: directory.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(StorageError::InUse(directory.to_owned())),
@@ -180,13 +203,15 @@ impl Storage {
     /// Reads the superblock.
     pub fn superblock(&self) -> Result<Superblock, StorageError> {
         let path = self.directory.join("superblock.json");
-        let text = match fs::read(&path) {
-            Ok(text) => text,
+        let mut text = Vec::new();
+        let file = private(OpenOptions::new().read(true)).open(&path);
+        match file.and_then(|mut file| file.read_to_end(&mut text)) {
+            Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(StorageError::NotFormatted(self.directory.clone()));
             }
-            Err(error) => return Err(StorageError::Io { path, error }),
-        };
+            Err(error) => return Err(at(path, error)),
+        }
         // The version is looked at before the rest: another version may have other fields.
         let value: serde_json::Value = serde_json::from_slice(&text)
             .map_err(|error| StorageError::Damaged { path: path.clone(), why: error.to_string() })?;
@@ -219,6 +244,19 @@ impl Storage {
             let what = format!("system name {:?}, not {:?}", superblock.system, config.system);
             return Err(StorageError::Mismatch { directory: self.directory.clone(), what });
         }
+        let formatted = (superblock.memory_bytes_per_target, superblock.block_bytes_per_target);
+        let wanted = tiers(config);
+        if formatted != wanted {
+            let what = format!(
+                "{} bytes of memory and {} of blocks for each target, not {} and {}",
+                formatted.0, formatted.1, wanted.0, wanted.1
+            );
+            // A development engine's size is for the format only.
+            if !config.format_when_empty {
+                return Err(StorageError::Mismatch { directory: self.directory.clone(), what });
+            }
+            tracing::info!("formatted with {what}: the sizes stay");
+        }
         Ok(superblock)
     }
 
@@ -228,6 +266,10 @@ impl Storage {
             return Err(StorageError::Formatted(self.directory.clone()));
         }
         let failed = |error| StorageError::Io { path: self.directory.clone(), error };
+        let pools = self.directory.join("pools");
+        if !force && fs::read_dir(&pools).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(StorageError::SuperblockMissing(self.directory.clone()));
+        }
         let space = rustix::fs::statvfs(&self.directory).map_err(|error| failed(error.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if config.size > free {
@@ -237,8 +279,7 @@ impl Storage {
                 free,
             });
         }
-        let targets = u64::from(config.targets);
-        let whole_blocks = |bytes: u64| bytes / targets / 4096 * 4096;
+        let (memory_bytes_per_target, block_bytes_per_target) = tiers(config);
         let superblock = Superblock {
             magic: MAGIC.into(),
             format_version: FORMAT_VERSION,
@@ -246,20 +287,20 @@ impl Storage {
             system: config.system.clone(),
             rank: 0,
             targets: config.targets,
-            memory_bytes_per_target: whole_blocks(config.memory_size),
-            block_bytes_per_target: whole_blocks(config.size - config.memory_size),
+            memory_bytes_per_target,
+            block_bytes_per_target,
         };
         // The superblock goes first: storage that is being cleared must not look whole.
         remove_if_there(&self.directory.join("superblock.json")).map_err(failed)?;
         sync_folder(&self.directory).map_err(failed)?;
-        match fs::remove_dir_all(self.directory.join("pools")) {
+        match fs::remove_dir_all(&pools) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        fs::create_dir(self.directory.join("pools")).map_err(failed)?;
+        fs::DirBuilder::new().mode(0o700).create(&pools).map_err(failed)?;
         let sealed = Sealed { crc32c: superblock.checksum(), superblock: superblock.clone() };
         let text = serde_json::to_vec_pretty(&sealed).expect("a superblock is plain data");
-        write_whole(&self.directory.join("superblock.json"), &text).map_err(failed)?;
+        write_whole(&self.directory.join("superblock.json"), &text, 0o600).map_err(failed)?;
         Ok(superblock)
     }
 
@@ -267,7 +308,7 @@ impl Storage {
     pub fn publish(&self, addresses: &impl Serialize) -> Result<(), StorageError> {
         let path = self.directory.join("daos.json");
         let text = serde_json::to_vec_pretty(addresses).expect("addresses are plain data");
-        write_whole(&path, &text).map_err(|error| StorageError::Io { path, error })
+        write_whole(&path, &text, 0o644).map_err(|error| StorageError::Io { path, error })
     }
 
     /// Takes back what only a running engine leaves in its folder.
@@ -298,10 +339,56 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
+/// Bytes of the memory tier and of the block tier of each target.
+fn tiers(config: &Config) -> (u64, u64) {
+    let whole_blocks = |bytes: u64| bytes / u64::from(config.targets) / 4096 * 4096;
+    (whole_blocks(config.memory_size), whole_blocks(config.size - config.memory_size))
+}
+
+/// Has a file opened for this process alone, and never through a link.
+fn private(options: &mut OpenOptions) -> &mut OpenOptions {
+    options.mode(0o600).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+}
+
+fn at(path: PathBuf, error: io::Error) -> StorageError {
+    match rustix::io::Errno::from_io_error(&error) {
+        Some(rustix::io::Errno::LOOP) => StorageError::Link(path),
+        _ => StorageError::Io { path, error },
+    }
+}
+
+/// Makes a folder and those above it that are not there, so that they stay.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    for folder in missing.into_iter().filter(|folder| !folder.as_os_str().is_empty()) {
+        let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_folder(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
+/// Others could put anything into a folder that they may write to, or take everything out of it.
+fn check_owner(directory: &Path) -> Result<(), StorageError> {
+    let not_ours = |why: String| Err(StorageError::NotOurs { directory: directory.to_owned(), why });
+    let found =
+        fs::metadata(directory).map_err(|error| StorageError::Io { path: directory.to_owned(), error })?;
+    let us = rustix::process::geteuid().as_raw();
+    if found.uid() != us {
+        return not_ours(format!("belongs to user {}, and the engine runs as {us}", found.uid()));
+    }
+    if found.mode() & 0o022 != 0 {
+        return not_ours(format!("mode {:o} lets others write to it (chmod go-w)", found.mode() & 0o7777));
+    }
+    Ok(())
+}
+
+fn write_whole(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
-    let mut file = File::create(&beside)?;
+    // Whatever is there is a leftover, or a link: it goes, and is not written through.
+    remove_if_there(Path::new(&beside))?;
+    let mut file = private(OpenOptions::new().create_new(true).write(true)).mode(mode).open(&beside)?;
     file.write_all(text)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
@@ -363,6 +450,83 @@ mod tests {
         assert!(matches!(outcome, Err(StorageError::NotFormatted(_))));
         config.size = u64::MAX;
         assert!(matches!(storage.format(&config, Uuid::nil(), false), Err(StorageError::TooLarge { .. })));
+    }
+
+    /// `daos.json.new` was written through a link, to wherever it led; locks could be held by whoever could read them.
+    #[test]
+    fn links_in_the_folder_are_not_followed() {
+        let outside = tempfile::tempdir().unwrap();
+        let victim = outside.path().join("victim");
+        fs::write(&victim, "years").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let link = |name: &str| std::os::unix::fs::symlink(&victim, folder.path().join(name)).unwrap();
+        let remove = |name: &str| fs::remove_file(folder.path().join(name)).unwrap();
+        link("engine.lock");
+        assert!(matches!(Storage::lock(folder.path()), Err(StorageError::Link(_))));
+        remove("engine.lock");
+        let storage = Storage::lock(folder.path()).unwrap();
+        link("superblock.json");
+        assert!(matches!(storage.superblock(), Err(StorageError::Link(_))));
+        remove("superblock.json");
+        link("superblock.json.new");
+        link("daos.json.new");
+        storage.open_or_format(&config(folder.path(), 2), Uuid::from_u128(7)).unwrap();
+        storage.publish(&"here").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "years");
+        let mode = |name: &str| fs::symlink_metadata(folder.path().join(name)).unwrap().mode() & 0o777;
+        assert_eq!([mode("engine.lock"), mode("superblock.json"), mode("pools")], [0o600, 0o600, 0o700]);
+        assert_eq!(mode("daos.json") | 0o044, 0o644, "whoever may come in may read it");
+    }
+
+    /// Anybody could have replaced everything in a folder that all may write to.
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused() {
+        let above = tempfile::tempdir().unwrap();
+        let folder = above.path().join("new").join("engine");
+        drop(Storage::lock(&folder).unwrap());
+        for (mode, fits) in [(0o777, false), (0o1777, false), (0o775, false), (0o755, true), (0o700, true)] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            match Storage::lock(&folder) {
+                Ok(_) => assert!(fits, "{mode:o}"),
+                Err(StorageError::NotOurs { .. }) => assert!(!fits, "{mode:o}"),
+                Err(other) => panic!("{mode:o}: {other}"),
+            }
+        }
+    }
+
+    /// A development engine took a folder whose superblock had been lost for an empty one, and removed its pools.
+    #[test]
+    fn pools_without_a_superblock_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::lock(folder.path()).unwrap();
+        let config = config(folder.path(), 2);
+        storage.open_or_format(&config, Uuid::from_u128(7)).unwrap();
+        let pool = folder.path().join("pools").join("a pool");
+        fs::create_dir(&pool).unwrap();
+        fs::remove_file(folder.path().join("superblock.json")).unwrap();
+        for outcome in
+            [storage.open_or_format(&config, Uuid::nil()), storage.format(&config, Uuid::nil(), false)]
+        {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, StorageError::SuperblockMissing(_)), "{error}");
+        }
+        assert!(pool.exists());
+        storage.format(&config, Uuid::nil(), true).unwrap();
+        assert!(!pool.exists());
+    }
+
+    /// Sizes that had been changed in the server file were ignored without a word.
+    #[test]
+    fn changed_sizes_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::lock(folder.path()).unwrap();
+        let mut config = config(folder.path(), 2);
+        storage.open_or_format(&config, Uuid::from_u128(7)).unwrap();
+        config.size += 1 << 30;
+        storage.open_or_format(&config, Uuid::nil()).expect("a development engine's size is for the format");
+        config.format_when_empty = false;
+        let error = storage.open_or_format(&config, Uuid::nil()).unwrap_err();
+        assert!(matches!(error, StorageError::Mismatch { .. }), "{error}");
     }
 
     #[test]

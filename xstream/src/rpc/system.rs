@@ -9,7 +9,7 @@
 //! | `STOP` | – | –; the engine shuts down after the reply |
 //! | `FORMAT` | one byte, 1 to format over data | – |
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -62,8 +62,8 @@ pub struct SystemService {
     may_stop: Box<dyn Fn(Option<Credentials>) -> bool>,
     stop: Box<dyn Fn()>,
     format: Option<Box<Format>>,
-    // What the pieces of one reading are cut from: metrics go on changing between two of them.
-    text: RefCell<String>,
+    // What the pieces of a reading are cut from, for each reader: metrics go on changing between two of them.
+    texts: RefCell<VecDeque<(PeerId, String)>>,
 }
 
 impl SystemService {
@@ -75,7 +75,7 @@ impl SystemService {
         stop: impl Fn() + 'static,
     ) -> Self {
         let (may_stop, stop) = (Box::new(may_stop), Box::new(stop));
-        Self { info, registry, may_stop, stop, format: None, text: RefCell::default() }
+        Self { info, registry, may_stop, stop, format: None, texts: RefCell::default() }
     }
 
     /// The same, with a way to format the storage; its argument says whether data may be lost.
@@ -115,13 +115,23 @@ impl<E: Env> Service<E> for SystemService {
                 let Ok(offset) = <[u8; 4]>::try_from(request.body).map(u32::from_le_bytes) else {
                     return responder.fail(Status::INVALID, "the body is an offset of 4 bytes");
                 };
+                let mut texts = self.texts.borrow_mut();
                 if offset == 0 {
-                    self.text.replace(self.registry.render());
+                    forget(&mut texts, request.peer);
+                    if texts.len() >= READERS_MAX {
+                        texts.pop_front();
+                    }
+                    texts.push_back((request.peer, self.registry.render()));
                 }
-                let text = self.text.borrow();
+                let Some((_, text)) = texts.iter().find(|(reader, _)| *reader == request.peer) else {
+                    return responder.fail(Status::TRY_AGAIN, "too many read the metrics; begin at 0 again");
+                };
                 let rest = text.as_bytes().get(offset as usize..).unwrap_or_default();
                 let piece = &rest[..rest.len().min(responder.body_bytes_max())];
                 responder.reply(&[piece]);
+                if piece.is_empty() {
+                    forget(&mut texts, request.peer);
+                }
             }
             STOP if (self.may_stop)(responder.credentials()) => {
                 responder.reply(&[]);
@@ -138,6 +148,17 @@ impl<E: Env> Service<E> for SystemService {
             _ => responder.fail(Status::NO_SUCH_PROCEDURE, "the system module has no such procedure"),
         }
     }
+
+    fn closed(&self, peer: PeerId) {
+        forget(&mut self.texts.borrow_mut(), peer);
+    }
+}
+
+/// Peers whose reading of the metrics is kept; the oldest gives way.
+const READERS_MAX: usize = 16;
+
+fn forget(texts: &mut VecDeque<(PeerId, String)>, reader: PeerId) {
+    texts.retain(|(other, _)| *other != reader);
 }
 
 /// Asks an engine what it is.
