@@ -256,6 +256,7 @@ fn copy_there_and_back(scratch: &std::path::Path, source: &std::path::Path, dire
         export(container.env(), &fs, b"/copy", &back, options, |_| {}).await.unwrap()
     });
     assert_eq!(again, progress);
+    over_links(scratch, &cluster, &to);
     let (ours, theirs) = (local_tree(&to), local_tree(source));
     for (copy, original) in ours.iter().zip(&theirs) {
         // Not the whole lines: they are megabytes long.
@@ -263,4 +264,29 @@ fn copy_there_and_back(scratch: &std::path::Path, source: &std::path::Path, dire
         assert!(copy.3 == original.3, "{}: other content", copy.0.display());
     }
     assert_eq!(ours.len(), theirs.len());
+}
+
+/// An earlier copy had left links in the target, and the next one wrote through them, to wherever they led.
+fn over_links(scratch: &std::path::Path, cluster: &Cluster, to: &std::path::Path) {
+    let outside = scratch.join("outside");
+    let _ = std::fs::remove_dir_all(&outside);
+    std::fs::create_dir(&outside).expect("mkdir");
+    std::fs::write(outside.join("file"), "years").expect("write");
+    std::fs::remove_file(to.join("1")).expect("unlink");
+    std::os::unix::fs::symlink(outside.join("file"), to.join("1")).expect("symlink");
+    std::fs::remove_dir_all(to.join("a/b")).expect("rm");
+    std::os::unix::fs::symlink(&outside, to.join("a/b")).expect("symlink");
+    // The place itself may be a link.
+    let named = scratch.join("named");
+    let _ = std::fs::remove_file(&named);
+    std::os::unix::fs::symlink(to, &named).expect("symlink");
+    cluster.run(move |client| async move {
+        let container = open(&client, "tree").await;
+        let fs = container.mount().await.unwrap();
+        let options = CopyOptions { owners: false, ..CopyOptions::default() };
+        export(container.env(), &fs, b"/copy", &named, options, |_| {}).await.unwrap();
+    });
+    let left: Vec<_> = std::fs::read_dir(&outside).expect("readdir").collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(std::fs::read_to_string(outside.join("file")).expect("read"), "years");
 }

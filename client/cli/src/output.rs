@@ -3,7 +3,10 @@
 //! The object has DAOS's form: `{"response": …, "error": null, "status": 0}`. On failure `response` is null, `error` says
 //! what happened and what to do, and `status` is the code. Errors for people go to standard error, in one line.
 
-use std::{io, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use daos::{DaosError, copy::CopyError};
@@ -86,6 +89,25 @@ fn remedy(status: Status) -> Option<&'static str> {
     })
 }
 
+/// Writes to standard output, all of it. Who has closed it, as `head` does, has seen what it wanted: the program ends at once and
+/// without a word, as one that SIGPIPE ends would. Everything else is an error to be told.
+pub fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::new(QUIET, "")),
+        Err(error) => Err(Failure::new(
+            error.raw_os_error().unwrap_or(5),
+            format!("standard output: {error}; not all of it was written"),
+        )),
+    }
+}
+
+/// The status of a failure that nobody is told of: nobody listens.
+const QUIET: i32 = 32;
+/// The exit code that shells give a program that SIGPIPE has ended.
+const QUIET_EXIT: u8 = 141;
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::new(error.raw_os_error().unwrap_or(5), error.to_string())
@@ -107,7 +129,8 @@ pub fn parse<P: Parser>(program: &str) -> Result<P, ExitCode> {
     })
 }
 
-/// Prints the outcome and turns it into the exit code: 0 worked, 1 failed (2 is a wrong command line, from clap).
+/// Prints the outcome and turns it into the exit code: 0 worked, 1 failed (2 is a wrong command line, from clap). An outcome that
+/// cannot be printed is a failure.
 pub fn finish(program: &str, json: bool, outcome: Result<Answer, Failure>) -> ExitCode {
     #[derive(Serialize)]
     struct Envelope {
@@ -115,29 +138,41 @@ pub fn finish(program: &str, json: bool, outcome: Result<Answer, Failure>) -> Ex
         error: Option<String>,
         status: i32,
     }
-    let (envelope, code) = match outcome {
-        Ok(answer) => {
-            if !json {
-                print!(
-                    "{}{}",
-                    answer.text,
-                    if answer.text.is_empty() || answer.text.ends_with('\n') { "" } else { "\n" }
-                );
-            }
-            (Envelope { response: answer.response, error: None, status: 0 }, ExitCode::SUCCESS)
-        }
-        Err(Failure { status, message }) => {
-            if !json {
-                eprintln!("{program}: {message}");
-            }
-            let envelope = Envelope { response: serde_json::Value::Null, error: Some(message), status };
-            (envelope, ExitCode::FAILURE)
-        }
+    let print_json = |envelope: &Envelope| {
+        let mut text = serde_json::to_string_pretty(envelope).expect("answers are plain data");
+        text.push('\n');
+        print(text.as_bytes())
     };
-    if json {
-        println!("{}", serde_json::to_string_pretty(&envelope).expect("answers are plain data"));
+    let printed = match outcome {
+        Ok(Answer { response, .. }) if json => print_json(&Envelope { response, error: None, status: 0 }),
+        Ok(Answer { mut text, .. }) => {
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            print(text.as_bytes())
+        }
+        Err(failure) => Err(failure),
+    };
+    let Err(Failure { status, message }) = printed else { return ExitCode::SUCCESS };
+    if status == QUIET && message.is_empty() {
+        return ExitCode::from(QUIET_EXIT);
     }
-    code
+    if json {
+        let envelope = Envelope { response: serde_json::Value::Null, error: Some(message.clone()), status };
+        if print_json(&envelope).is_ok() {
+            return ExitCode::FAILURE;
+        }
+    }
+    // Standard error may be closed, too: then the exit code says it.
+    let _ = writeln!(io::stderr(), "{program}: {message}");
+    ExitCode::FAILURE
+}
+
+/// What completes the program's commands in a shell. Not written to standard output directly, where a failure would be a panic.
+pub fn completion(shell: clap_complete::Shell, command: &mut clap::Command, program: &str) -> Answer {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, command, program, &mut script);
+    Answer::new(serde_json::Value::Null, String::from_utf8_lossy(&script))
 }
 
 /// Lays out rows in columns, each as wide as its widest cell; the first row is the head.

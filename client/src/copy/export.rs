@@ -33,7 +33,10 @@ pub(super) async fn start<E: Env, T: Store>(
     let inode = job.fs.stat(from).await.map_err(failed)?;
     if inode.file_type == FileType::Directory {
         let directory = job.fs.open_directory(from).await.map_err(failed)?;
-        make_local_directory(to)?;
+        // The tree's own place may be a link: who names it on the command line means what it leads to.
+        if !to.is_dir() {
+            make_local_directory(to)?;
+        }
         directories.push((to.to_owned(), inode));
         return export_tree(job, directory, to, directories).await;
     }
@@ -43,14 +46,57 @@ pub(super) async fn start<E: Env, T: Store>(
         None => (&b"/"[..], from),
     };
     let parent = job.fs.open_directory(parent).await.map_err(failed)?;
-    export_entry(job, parent, name.to_vec(), to.to_owned()).await.map(drop)
+    export_entry(job, parent, name.to_vec(), to.to_owned(), Links::Follow).await.map(drop)
 }
 
 fn make_local_directory(path: &Path) -> Result<(), CopyError> {
     // Writable for us until its attributes are set at the end.
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        result => result.map_err(|error| local(path, error)),
+    let make = || fs::DirBuilder::new().mode(0o700).create(path);
+    let made = match make() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::symlink_metadata(path) {
+            Ok(found) if found.is_dir() => Ok(()),
+            // A link that an earlier copy has left would lead out of the tree.
+            Ok(found) if found.is_symlink() => fs::remove_file(path).and_then(|()| make()),
+            _ => Err(error),
+        },
+        made => made,
+    };
+    made.map_err(|error| local(path, error))
+}
+
+/// What becomes of a link that stands where a file shall be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Links {
+    /// The place was named by whoever copies, and means what it leads to: `/dev/stdout` is one.
+    Follow,
+    /// It was left in the tree by an earlier copy, and may lead anywhere.
+    Replace,
+}
+
+/// Opens a file for writing, empty.
+fn make_local_file(path: &Path, links: Links) -> io::Result<fs::File> {
+    let flags = match links {
+        Links::Follow => rustix::fs::OFlags::empty(),
+        Links::Replace => rustix::fs::OFlags::NOFOLLOW,
+    };
+    let open = || {
+        fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)
+    };
+    match open() {
+        Err(error)
+            if links == Links::Replace
+                && error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) =>
+        {
+            fs::remove_file(path)?;
+            open()
+        }
+        opened => opened,
     }
 }
 
@@ -91,7 +137,8 @@ async fn export_tree<E: Env, T: Store>(
                 let to = path.join(OsStr::from_bytes(&name));
                 let (task, parent, found) = (job.clone(), directory.clone(), found.clone());
                 job.start(async move {
-                    if let Some(inode) = export_entry(&task, parent.clone(), name.clone(), to.clone()).await?
+                    if let Some(inode) =
+                        export_entry(&task, parent.clone(), name.clone(), to.clone(), Links::Replace).await?
                     {
                         let child =
                             parent.open_directory(&name).await.map_err(|error| container(&to, error))?;
@@ -115,6 +162,7 @@ async fn export_entry<E: Env, T: Store>(
     parent: Directory<T>,
     name: Vec<u8>,
     to: PathBuf,
+    links: Links,
 ) -> Result<Option<Inode>, CopyError> {
     let (inode, first) = parent.open_and_read(&name).await.map_err(|error| container(&to, error))?;
     match inode.file_type {
@@ -130,13 +178,7 @@ async fn export_entry<E: Env, T: Store>(
             job.done(|progress| progress.links += 1);
         }
         FileType::File => {
-            let target = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&to)
-                .map_err(|error| local(&to, error))?;
+            let target = make_local_file(&to, links).map_err(|error| local(&to, error))?;
             target.write_all_at(&first, 0).map_err(|error| local(&to, error))?;
             let size = inode.size;
             if size > first.len() as u64 {

@@ -148,6 +148,11 @@ impl Engine {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
+    /// The number of its process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| process.try_wait().expect("a child").is_none())

@@ -331,3 +331,60 @@ pub fn garbage() {
     assert_eq!(believed, 1, "said once: {}", engine.log());
     stored(&mut engine);
 }
+
+/// 1,100 connections over TCP that said nothing left an engine with the usual limit of 1,024 files no descriptor: it could
+/// open no pool and let nobody in, for as long as they stayed.
+pub fn silence() {
+    let mut engine = Engine::start();
+    store(&engine);
+    let system = System::read(&engine.dir()).expect("the engine's file");
+    let tcp = system.service_addresses().into_iter().find(|address| address.fabric() == "tcp").expect("tcp");
+    let silent: Vec<_> = (0..1100).map(|_| TcpStream::connect(tcp.rest()).expect("connected")).collect();
+    engine.dmg(&["pool", "create", "--size", "256MiB", "another"]).ok();
+    for choice in [FabricChoice::Local, FabricChoice::Network] {
+        let client = engine.client(choice);
+        client.block_on(client.pool_connect("tank")).expect("served");
+    }
+    stored(&mut engine);
+    // They end, although they do not hang up.
+    for mut socket in silent {
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(120))).expect("set");
+        assert!(!matches!(std::io::Read::read(&mut socket, &mut [0]), Ok(1..)));
+    }
+    let open = fs::read_dir(format!("/proc/{}/fd", engine.pid())).expect("the engine's descriptors").count();
+    assert!(open < 1000, "{open} descriptors");
+    assert!(engine.runs());
+}
+
+/// `daos kv get` and `array read` did not notice that their output was lost, and what printed text panicked.
+pub fn outputs() {
+    let engine = Engine::start();
+    store(&engine);
+    engine.daos(&["kv", "put", "tank", "box", "7", "key", "value"]).ok();
+    let commands: [(&str, &[&str]); 5] = [
+        ("daos", &["kv", "get", "tank", "box", "7", "key"]),
+        ("daos", &["-j", "kv", "get", "tank", "box", "7", "key"]),
+        ("daos", &["pool", "query", "tank"]),
+        ("dmg", &["pool", "list"]),
+        ("dmg", &["completion", "bash"]),
+    ];
+    for (name, arguments) in commands {
+        let mut command = crate::engine::program(name);
+        if arguments[0] != "completion" {
+            command.arg("--dir").arg(engine.dir());
+        }
+        command.args(arguments);
+        let full = fs::File::options().write(true).open("/dev/full").expect("/dev/full");
+        let failed = command.stdout(full).output().expect("it ends");
+        let error = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(1), "{arguments:?}: {error}");
+        assert!(error.contains("standard output") && error.contains("No space"), "{arguments:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        // A reader that has gone has seen what it wanted.
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let ended = command.stdout(writer).output().expect("it ends");
+        let error = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), &*error), (Some(141), ""), "{arguments:?}");
+    }
+}

@@ -24,6 +24,8 @@ const TESTS: &[(&str, fn())] = &[
     ("input::storage_that_cannot_be_used_is_refused_and_left_alone", input::storage),
     ("input::wrong_requests_get_one_line_and_lose_nothing", input::requests),
     ("input::garbage_and_foreign_protocols_are_survived", input::garbage),
+    ("input::silent_connections_leave_descriptors_for_others", input::silence),
+    ("input::lost_output_is_noticed", input::outputs),
     ("json::every_command_answers_in_json", json::every_command),
     ("json::completion_completes", json::completion),
     ("restart::a_client_outlives_its_engine", restart::client),

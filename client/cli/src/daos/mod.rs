@@ -12,7 +12,7 @@ use daos::{Client, Container, OpenOptions, Pool};
 
 use self::arguments::{Command, ContainerPath, Daos, PoolCommand};
 use crate::{
-    output::{Answer, Failure, finish, parse},
+    output::{Answer, Failure, completion, finish, parse},
     pools,
 };
 
@@ -23,8 +23,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     if let Command::Completion { shell } = arguments.command {
-        clap_complete::generate(shell, &mut Daos::command(), "daos", &mut std::io::stdout());
-        return ExitCode::SUCCESS;
+        return finish("daos", false, Ok(completion(shell, &mut Daos::command(), "daos")));
     }
     let json = arguments.system.json;
     let outcome =

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::Path,
 };
 
@@ -16,7 +16,7 @@ use super::{
     Opened,
     arguments::{ArrayCommand, KvCommand, ObjectCommand, ObjectPath},
 };
-use crate::output::{Answer, Failure};
+use crate::output::{Answer, Failure, print};
 
 /// Entries that one request lists.
 const PAGE_ENTRIES: u32 = 512;
@@ -206,9 +206,9 @@ fn done(epoch: Epoch) -> Result<Answer, Failure> {
 /// Bytes: as they are for people, who may pipe them on; as text where that is possible, else as numbers, for programs.
 fn value_answer(value: &[u8], json_wanted: bool) -> Result<Answer, Failure> {
     if !json_wanted {
-        io::stdout().write_all(value)?;
-        if std::io::IsTerminal::is_terminal(&io::stdout()) {
-            println!();
+        print(value)?;
+        if io::IsTerminal::is_terminal(&io::stdout()) {
+            print(b"\n")?;
         }
     }
     Ok(match std::str::from_utf8(value) {

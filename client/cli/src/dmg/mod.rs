@@ -14,7 +14,7 @@ use self::arguments::{
     Command, Dmg, PoolCommand, PoolSize, StorageCommand, StorageQuery, SystemCommand, TelemetryCommand,
 };
 use crate::{
-    output::{Answer, Failure, finish, parse, table},
+    output::{Answer, Failure, completion, finish, parse, table},
     pools,
     system::{TIMEOUT, printed},
 };
@@ -26,8 +26,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     if let Command::Completion { shell } = arguments.command {
-        clap_complete::generate(shell, &mut Dmg::command(), "dmg", &mut std::io::stdout());
-        return ExitCode::SUCCESS;
+        return finish("dmg", false, Ok(completion(shell, &mut Dmg::command(), "dmg")));
     }
     let json = arguments.system.json;
     let outcome =
