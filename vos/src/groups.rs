@@ -28,7 +28,7 @@ use crate::{
     Error,
     editor::Editor,
     memory,
-    records::{ByCookie, ByEpoch, ContainerRecord, Group},
+    records::{ByCookie, ByEpoch, ContainerRecord, Counts, Group},
     tree::{self, KeyClass, Probe},
 };
 
@@ -106,8 +106,12 @@ pub(crate) fn append(
         && usize::from(chunk.used) + words.len() <= usize::from(chunk.capacity)
     {
         let place = tail + CHUNK_HEADER_BYTES + u64::from(chunk.used) * 8;
-        memory::write_slice(editor.tx, place, words)?;
         let used_place = tail + std::mem::offset_of!(Chunk, used) as u64;
+        // Whatever is noted is counted, too.
+        let counts = editor.container_field(std::mem::offset_of!(ContainerRecord, counts));
+        let counts = (counts, size_of::<Counts>() as u64);
+        memory::announce(editor.tx, &[(place, words.len() as u64 * 8), (used_place, 2), counts])?;
+        memory::write_slice(editor.tx, place, words)?;
         return editor.write(used_place, &(chunk.used + words.len() as u16));
     }
     let old_capacity = chunk.map_or(0, |chunk| chunk.capacity);

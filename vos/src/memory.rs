@@ -34,6 +34,12 @@ pub(crate) fn write_slice<T: Durable>(
     tx.set_slice(Off::new(offset), values).map_err(from_heap)
 }
 
+/// Says that these ranges (offset, bytes) are about to change: see [`Transaction::announce`].
+#[inline]
+pub(crate) fn announce(tx: &mut Transaction<'_>, ranges: &[(u64, u64)]) -> Result<(), Error> {
+    tx.announce(ranges).map_err(from_heap)
+}
+
 /// A block whose bytes mean nothing until they are written.
 #[inline]
 pub(crate) fn allocate(tx: &mut Transaction<'_>, bytes: u64) -> Result<u64, Error> {

@@ -75,6 +75,7 @@ fn fill_slot(
     let (slot, fingerprint, used_place) =
         (leaf.slot_offset(index), leaf.fingerprint_offset(index), leaf.used_offset());
     let (narrow, used) = (leaf.is_narrow(), leaf.used() | 1 << index);
+    memory::announce(tx, &[(used_place, 8), (fingerprint, 1), (slot, if narrow { 16 } else { 24 })])?;
     write_slot(tx, narrow, slot, probe.prefix, record)?;
     memory::write(tx, fingerprint, &probe.fingerprint)?;
     memory::write(tx, used_place, &used)

@@ -104,6 +104,34 @@ impl Ledger {
 
     /// [`Ledger::change`] on pmem: whole cache lines are noted, each once, and are in the undo log before they change.
     fn change_lines(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
+        if self.note_lines(first, offset, length)? {
+            self.fence();
+        }
+        self.arena.bytes_mut(first, offset, length)
+    }
+
+    /// Says that these ranges are about to change: on pmem one fence is enough for all of them then. Does nothing elsewhere.
+    #[inline]
+    pub fn announce(&mut self, first: u64, ranges: &[(u64, u64)]) -> Result<(), HeapError> {
+        if !matches!(self.journal, Journal::Pmem(_)) {
+            return Ok(());
+        }
+        let mut noted = false;
+        for &(offset, length) in ranges {
+            let end = offset.wrapping_add(length);
+            if !self.fresh.iter().rev().take(4).any(|&(start, stop)| start <= offset && end <= stop) {
+                noted |= self.note_lines(first, offset, length)?;
+            }
+        }
+        if noted {
+            self.fence();
+        }
+        Ok(())
+    }
+
+    /// Puts the cache lines of a range into the undo log, unless they are there. If it says yes, a fence must follow before
+    /// the first store into them.
+    fn note_lines(&mut self, first: u64, offset: u64, length: u64) -> Result<bool, HeapError> {
         self.arena.bytes_mut(first, offset, length)?;
         let start = offset / LINE_BYTES * LINE_BYTES;
         let lines = (offset + length).next_multiple_of(LINE_BYTES) - start;
@@ -112,17 +140,23 @@ impl Ledger {
                 && note.offset <= start
                 && start + lines <= note.offset + u64::from(note.length)
         };
-        if length > 0 && !self.notes.iter().rev().take(64).any(noted) {
-            let undo = self.undo.len();
-            if undo as u64 + lines > TRANSACTION_BYTES_MAX as u64 {
-                return Err(HeapError::TransactionTooLarge);
-            }
-            let Journal::Pmem(journal) = &mut self.journal else { unreachable!("asked by the caller") };
-            journal.log.record(&mut self.arena, &mut *journal.persistence, start, lines)?;
-            self.undo.extend_from_slice(self.arena.values(0, start, lines)?);
-            self.notes.push(Note { offset: start, length: lines as u32, undo: undo as u32 });
+        if length == 0 || self.notes.iter().rev().take(64).any(noted) {
+            return Ok(false);
         }
-        self.arena.bytes_mut(first, offset, length)
+        let undo = self.undo.len();
+        if undo as u64 + lines > TRANSACTION_BYTES_MAX as u64 {
+            return Err(HeapError::TransactionTooLarge);
+        }
+        let Journal::Pmem(journal) = &mut self.journal else { unreachable!("asked by the caller") };
+        journal.log.record(&mut self.arena, &mut *journal.persistence, start, lines)?;
+        self.undo.extend_from_slice(self.arena.values(0, start, lines)?);
+        self.notes.push(Note { offset: start, length: lines as u32, undo: undo as u32 });
+        Ok(true)
+    }
+
+    fn fence(&mut self) {
+        let Journal::Pmem(journal) = &mut self.journal else { return };
+        journal.persistence.fence(self.arena.as_slice());
     }
 
     /// Remembers that `bytes` from `offset` were allocated by this transaction.

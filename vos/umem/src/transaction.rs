@@ -57,6 +57,14 @@ impl<'h> Transaction<'h> {
         self.heap.root()
     }
 
+    /// Says that these ranges (offset, bytes) are about to change. Nothing needs it, but on pmem stores into ranges that were
+    /// announced together wait for the device once, not each for itself.
+    #[inline]
+    pub fn announce(&mut self, ranges: &[(u64, u64)]) -> Result<(), HeapError> {
+        let first = self.heap.ledger.layout.chunks;
+        self.heap.ledger.announce(first, ranges)
+    }
+
     /// Stores a value: a whole one, or a field through [`crate::field!`].
     #[inline]
     pub fn set<T: Durable>(&mut self, off: Off<T>, value: &T) -> Result<(), HeapError> {

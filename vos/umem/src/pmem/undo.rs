@@ -127,7 +127,8 @@ impl UndoLog {
         self.committed
     }
 
-    /// Makes the present content of whole lines durable here, before they change.
+    /// Puts the present content of whole lines here, before they change. It is durable after the next fence: several may
+    /// share one. If a crash takes some of them, none of their lines had changed.
     pub fn record(
         &mut self,
         arena: &mut Arena,
@@ -152,7 +153,6 @@ impl UndoLog {
         bytes.copy_within(offset as usize..(offset + length) as usize, (place + ENTRY_HEADER_BYTES) as usize);
         bytes[place as usize..][..ENTRY_HEADER_BYTES as usize].copy_from_slice(entry.as_bytes());
         persistence.flush(arena.as_slice(), place, ENTRY_HEADER_BYTES + length);
-        persistence.fence(arena.as_slice());
         self.next += whole;
         Ok(())
     }

@@ -43,6 +43,11 @@ pub fn change(
         table = transaction.allocate(&Table { transactions: 0, slots: [Slot::default(); SLOTS] })?;
         transaction.set_root(table)?;
     }
+    if number % 3 == 0 {
+        // Some of it changes, and some of it will not.
+        let count = field!(table, Table, transactions).raw();
+        transaction.announce(&[(count, 8), (table.raw() + 200, 100), (table.raw() + 8, 16)])?;
+    }
     transaction.set(field!(table, Table, transactions), &(number + 1))?;
     for _ in 0..=random.below(4) {
         let index = random.below(SLOTS as u64);
