@@ -43,7 +43,7 @@ pub fn change(
         table = transaction.allocate(&Table { transactions: 0, slots: [Slot::default(); SLOTS] })?;
         transaction.set_root(table)?;
     }
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         // Some of it changes, and some of it will not.
         let count = field!(table, Table, transactions).raw();
         transaction.announce(&[(count, 8), (table.raw() + 200, 100), (table.raw() + 8, 16)])?;
