@@ -14,18 +14,18 @@ done
 folder=$(mktemp -d -p "$directory")
 trap 'rm -rf "$folder"' EXIT
 
-rocksdb() { # CASE OPTION ...: operations per second
-    local case=$1
-    shift
-    db_bench --db="$folder/rocksdb" --key_size=16 --value_size=64 --compression_type=none "$@" 2>"$folder/messages" |
-        awk -v name="$case" '$1 == name { for (at = 2; at <= NF; at++) if ($at == "ops/sec") rate = $(at - 1) } END { print rate + 0 }'
+rocksdb() { # OPTION ...: prints what db_bench says
+    db_bench --db="$folder/rocksdb" --key_size=16 --value_size=64 --compression_type=none "$@" 2>"$folder/messages"
+    rm -rf "$folder/rocksdb"
 }
-both=(--num="$records" --threads=1 --disable_wal=1)
-fill=$(rocksdb fillrandom --benchmarks=fillrandom "${both[@]}")
-read=$(rocksdb readrandom --benchmarks=readrandom --use_existing_db=1 "${both[@]}")
-rm -rf "$folder/rocksdb"
-sync=$(rocksdb fillrandom --benchmarks=fillrandom --num=2000 --threads=32 --sync=1)
-rm -rf "$folder/rocksdb"
+rate() { # CASE: operations per second, of what db_bench said
+    awk -v name="$1" '$1 == name { for (at = 2; at <= NF; at++) if ($at == "ops/sec") rate = $(at - 1) } END { print rate + 0 }'
+}
+# Reads follow in the same process, as they would in use: what was written is in part in memory, and is being compacted.
+both=$(rocksdb --benchmarks=fillrandom,readrandom --num="$records" --threads=1 --disable_wal=1)
+fill=$(rate fillrandom <<<"$both")
+read=$(rate readrandom <<<"$both")
+sync=$(rocksdb --benchmarks=fillrandom --num=2000 --threads=32 --sync=1 | rate fillrandom)
 
 "$perf" --records "$records" --media wal --case kv-update --case kv-fetch --case durable-update --dir "$folder" --json >"$folder/rows"
 ours() { # CASE DEPTH
