@@ -53,12 +53,14 @@ def measured(row):
 
 
 growth = rows("growth")
-sizes = sorted({row["records"] for row in growth if not row["case"].startswith("array")})
+sizes = sorted({row["records"] for row in growth if row["case"].startswith("kv-")})
 cases = list(dict.fromkeys(row["case"] for row in growth))
 
 
 def cost(case, records):
-    wanted = max(records // 4, 1) if case in ("array-update", "array-read") else records
+    # A block for every fourth record, in a power of two.
+    blocks = 1 << (records // 4 - 1).bit_length()
+    wanted = blocks if case in ("array-update", "array-read") else records
     found = [row["cpu_us_per_op"] for row in growth if row["case"] == case and row["records"] == wanted]
     return found[0] if found else None
 
@@ -116,11 +118,11 @@ def processor():
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+date = subprocess.run(["git", "log", "-1", "--format=%cs"], capture_output=True, text=True, check=True).stdout.strip()
 text = [
     "# What the store costs",
     "",
-    f"Made by `bench/report.sh` of commit {commit}, on {processor()}. Do not edit; what is missed, and why, is in",
+    f"Made by `bench/report.sh` of the tree of {date}, on {processor()}. Do not edit; what is missed, and why, is in",
     "[roadmap.md](roadmap.md) and [bench/README.md](../bench/README.md).",
     "",
     "## Goals and peers",
@@ -129,6 +131,8 @@ text = [
     "operation, `metadata` the bytes of a record (an extent, for arrays) beyond key and value. Figures of the original VOS are from before: it",
     "cannot run here.",
     "",
+    # What whoever measured has to say of the machine.
+    *((folder / "note").read_text().splitlines() + [""] if (folder / "note").exists() else []),
     *table(
         ["case", "media", "durable", "bytes", "per s", "p50 µs", "cpu µs", "allocations", "metadata", "peer", "ratio", "goal", "reached"],
         map(measured, rows("rows")),
@@ -142,8 +146,8 @@ text = [
     "",
     "µs of CPU time per operation on heap media, against the number of records (`array-update`, `array-read`: a block of 4 KiB for every fourth;",
     "`array-nested`, `-staggered`, `-interleaved`: reads of one byte at any epoch of that many extents, which lie in each other, half over each",
-    "other, or are single bytes in no order). The goal: at",
-    "10^7 at most 2 × what it is at 10^5 (the last column: the largest number measured over 10^5).",
+    "other, or are single bytes in no order). The goal: at 10^7 at most 2 × what it is at 10^5 (the last column: the largest number measured",
+    "over 10^5).",
     "",
     *table(["case", *(f"10^{round(math.log10(size))}" for size in sizes), "growth"], growth_lines()),
     "",
@@ -152,7 +156,7 @@ text = [
     "## Instructions and system calls",
     "",
     "Per operation, on heap media with 20,000 records: the difference of two runs of which one does the operation once more for every record",
-    "(`vos/examples/operations.rs` under callgrind and strace). What an update of a new record allocates of the system is memory for growth.",
+    "(`vos/examples/operations.rs` under callgrind and strace).",
     "",
     *table(
         ["case", "instructions", "system calls"],

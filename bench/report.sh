@@ -36,7 +36,7 @@ instructions() { # CASE RECORDS ROUNDS
 }
 calls() { # CASE RECORDS ROUNDS
     strace -f -c -o "$folder/strace" "$operations" "$@"
-    awk '$NF == "total" { print $(NF - 1) }' "$folder/strace" | head -1
+    awk '$NF == "total" { print $4 }' "$folder/strace"
 }
 counted=20000
 for case in kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-update-existing doc-fetch doc-fetch-batch array-update array-read; do
