@@ -325,12 +325,18 @@ impl<E: Env> Driver<'_, E> {
         self.reconnected().await
     }
 
-    /// A fabric may end the connection over a key that is not valid; a new one has to work then.
+    /// A fabric may end the connection over a key that is not valid; a new one has to work then. What was under way on the old
+    /// one may be lost: its caller learns that from the deadline, and asks again.
     async fn reconnected(&self) -> Outcome {
-        match self.call(ECHO, b"").await {
-            Ok(_) | Err(RpcError::PeerGone) => Ok(()),
-            Err(error) => Err(format!("afterwards: {error}")),
+        const TRIES: u32 = 5;
+        for left in (0..TRIES).rev() {
+            match self.call_within(Duration::from_secs(2), ECHO, b"").await {
+                Ok(_) | Err(RpcError::PeerGone) => return Ok(()),
+                Err(RpcError::Timeout) if left > 0 => {}
+                Err(error) => return Err(format!("afterwards: {error}")),
+            }
         }
+        unreachable!("the last try returns")
     }
 
     async fn revoked_memory_is_out_of_reach(&self) -> Outcome {
