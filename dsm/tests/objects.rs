@@ -281,6 +281,46 @@ fn flushed_bulk_data_survives() {
     }
 }
 
+/// A listing went past keys that were removed for as long as there were any, and held the core of its target for that long: a
+/// request may now look at so many, and the client goes on from there.
+#[test]
+fn a_listing_of_removed_keys_is_done_in_pieces_and_complete() {
+    const KEYS: u32 = 12_000;
+    let cluster = Cluster::new(9);
+    cluster.run(&cluster.client(), |client| async move {
+        let (handle, io) = open(&client).await;
+        let epoch = handle.held();
+        let names: Vec<[u8; 4]> = (0..KEYS).map(u32::to_be_bytes).collect();
+        for some in names.chunks(64) {
+            let records: Vec<_> = some.iter().map(|key| UpdateRecord::Value { key, value: b"v" }).collect();
+            io.update(at(0, kv(1)), epoch, 0, b"", &records).await.expect("written");
+        }
+        let later = epoch.next();
+        for some in names[..names.len() - 1].chunks(64) {
+            let records: Vec<_> = some.iter().map(|key| UpdateRecord::Punch { key }).collect();
+            io.punch(at(0, kv(1)), later, 0, b"", &records).await.expect("removed");
+        }
+        let (mut found, mut anchor, mut requests) = (Vec::new(), Some(Vec::new()), 0);
+        while let Some(from) = anchor {
+            let visit = |entry: Enumerated<'_>| {
+                if let Enumerated::Key(key) = entry {
+                    found.push(key.to_vec());
+                }
+            };
+            let page = io.enumerate(at(0, kv(1)), later, EnumerateKind::Keys, (b"", b""), &from, 100, visit);
+            anchor = page.await.expect("listed");
+            requests += 1;
+        }
+        assert_eq!(found, [names[names.len() - 1].to_vec()]);
+        assert!(requests > 4, "{requests} requests for {KEYS} keys");
+        assert!(io.query(at(0, kv(1)), later, None).await.expect("asked").exists());
+        let last = [UpdateRecord::Punch { key: &names[names.len() - 1] }];
+        io.punch(at(0, kv(1)), later, 0, b"", &last).await.expect("removed");
+        assert!(!io.query(at(0, kv(1)), later, None).await.expect("asked").exists());
+        assert!(io.query(at(0, kv(1)), epoch, None).await.expect("asked").exists());
+    });
+}
+
 async fn overwrite(io: &ObjectIo<SimEnv>, epoch: u64, key: &str, value: &[u8]) -> Result<(), DsmError> {
     let record = [UpdateRecord::Value { key: key.as_bytes(), value }];
     io.update(at(0, kv(1)), Epoch(epoch), flags::LAST_WINS, b"", &record).await

@@ -9,6 +9,7 @@ use daos_xstream::{both, join_all};
 use crate::{
     Attributes, File, FileType, FsError, Inode, SetAttributes,
     error::shown,
+    file::WHOLE_FILE_BYTES_MAX,
     fs::{DATA_INDEX, Shared, Store},
     inode::{AKEYS, akeys_without_data},
     layout::{self, akey},
@@ -140,7 +141,7 @@ impl<T: Store> Directory<T> {
         Ok((inode, data))
     }
 
-    /// The bytes of a file: one request if it is small.
+    /// The bytes of a file of at most [`WHOLE_FILE_BYTES_MAX`]: one request if it is small.
     pub async fn read_file(&self, name: &[u8]) -> Result<Vec<u8>, FsError> {
         let (inode, mut data) = self.open_and_read(name).await?;
         match inode.file_type {
@@ -148,7 +149,10 @@ impl<T: Store> Directory<T> {
             FileType::Symlink => return Err(FsError::Invalid(format!("{}: a symbolic link", shown(name)))),
             FileType::File => {}
         }
-        let size = usize::try_from(inode.size).map_err(|_| FsError::TooLarge(shown(name)))?;
+        if inode.size > WHOLE_FILE_BYTES_MAX {
+            return Err(FsError::TooLarge(format!("{}, to be read as a whole", shown(name))));
+        }
+        let size = inode.size as usize;
         if size > data.len() {
             let room = daos_xstream::IoBuffer::zeroed(size - data.len());
             let array = Array::open(&self.shared.targets, inode.object)?;

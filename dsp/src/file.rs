@@ -20,6 +20,8 @@ use crate::{
 
 /// Most bytes of a file.
 pub const FILE_BYTES_MAX: u64 = ARRAY_BYTES_MAX >> 1;
+/// Largest file that is read as a whole, in bytes: a file may state any size, and hold next to nothing.
+pub const WHOLE_FILE_BYTES_MAX: u64 = 1 << 30;
 /// Most bytes that a file system may store with an entry.
 pub(crate) const FIRST_BLOCK_BYTES_MAX: u32 = 64 << 10;
 
@@ -280,7 +282,14 @@ impl<T: Store> OpenFile<T> {
     ) -> Result<Content, FsError> {
         let mut fetched = place.document.fetch(epoch, &place.dkey, akeys).await?;
         fetched.resize(CONTENT.len(), Fetched::Miss);
-        decode_content(fetched).ok_or_else(|| FsError::NotFound(shown(&place.dkey)))
+        let content = decode_content(fetched).ok_or_else(|| FsError::NotFound(shown(&place.dkey)))?;
+        if content.size > FILE_BYTES_MAX {
+            return Err(FsError::Corrupt(format!(
+                "{}: no file can have the stored size",
+                shown(&place.dkey)
+            )));
+        }
+        Ok(content)
     }
 
     async fn exact_size(&self, content: &Content) -> Result<u64, FsError> {

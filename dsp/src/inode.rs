@@ -5,6 +5,7 @@ use daos_types::{ObjectId, ObjectType};
 
 use crate::{
     FsError,
+    file::FILE_BYTES_MAX,
     layout::{WRITING, akey},
 };
 
@@ -159,6 +160,10 @@ impl Inode {
         if object.object_type() != wanted {
             return Err(corrupt("oid"));
         }
+        let size = number_64(3, "size")?;
+        if size > FILE_BYTES_MAX {
+            return Err(corrupt("size"));
+        }
         let link = value(9).map(<[u8]>::to_vec);
         if link.is_some() != (file_type == FileType::Symlink) {
             return Err(corrupt("link"));
@@ -168,7 +173,7 @@ impl Inode {
             permissions: mode & 0o7777,
             uid: number_32(1, "uid")?.unwrap_or(0),
             gid: number_32(2, "gid")?.unwrap_or(0),
-            size: link.as_ref().map_or(number_64(3, "size")?, |link| link.len() as u64),
+            size: link.as_ref().map_or(size, |link| link.len() as u64),
             accessed: number_64(4, "atime")?,
             modified: number_64(5, "mtime")?,
             changed: number_64(6, "ctime")?,
@@ -230,4 +235,27 @@ fn decode_object(bytes: &[u8]) -> Option<ObjectId> {
     let bytes: &[u8; 24] = bytes.try_into().ok()?;
     let part = |index: usize| bytes[index * 8..].first_chunk().map(|part| u64::from_le_bytes(*part));
     ObjectId::from_parts(part(0)?, part(1)?, part(2)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an entry states was believed whatever it was, and then allocated, or added to an offset.
+    #[test]
+    fn a_size_that_no_file_can_have_is_refused() {
+        let object = crate::layout::file_object(daos_dsr::class::S1, 1, 1);
+        let decode = |size: u64| {
+            let mut fetched = vec![Fetched::Miss; AKEYS.len()];
+            fetched[0] = Fetched::Value((FileType::File.mode_bits() | 0o644).to_le_bytes().to_vec());
+            fetched[3] = Fetched::Value(size.to_le_bytes().to_vec());
+            fetched[7] = Fetched::Value(encode_object(object).to_vec());
+            Inode::decode(&fetched)
+        };
+        let inode = decode(FILE_BYTES_MAX).expect("it can have that").expect("an entry");
+        assert_eq!(inode.size, FILE_BYTES_MAX);
+        for size in [FILE_BYTES_MAX + 1, u64::MAX] {
+            assert!(matches!(decode(size), Err(FsError::Corrupt(_))), "{size}");
+        }
+    }
 }

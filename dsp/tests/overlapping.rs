@@ -107,3 +107,16 @@ fn a_replaced_entry_leaves_nothing_behind() {
         assert_eq!(block_on(fs.read_file(name)).unwrap(), vec![0; 10_000], "{name}");
     }
 }
+
+/// A file may state any size and hold next to nothing: reading it as a whole asked for memory that no machine has.
+#[test]
+fn a_huge_sparse_file_is_not_read_as_a_whole() {
+    let (_, fs) = new_fs(2, 1);
+    let file = block_on(fs.create("/huge", attributes())).unwrap();
+    block_on(file.write_at(1 << 50, b"end")).unwrap();
+    assert_eq!(block_on(file.size()).unwrap(), (1 << 50) + 3);
+    let error = block_on(fs.read_file("/huge")).expect_err("too large");
+    assert!(matches!(error, FsError::TooLarge(_)), "{error}");
+    let (room, read) = block_on(file.read(1 << 50, daos_xstream::IoBuffer::zeroed(10)));
+    assert_eq!((read.unwrap(), &room.as_slice()[..3]), (3, &b"end"[..]));
+}

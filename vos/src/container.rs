@@ -256,7 +256,8 @@ impl<E: Env> Container<E> {
         self.view(|view| view.metadata(object).map(visit))
     }
 
-    /// Lists up to `limit` objects with something visible at `epoch`, after `anchor`.
+    /// Lists up to `limit` objects with something visible at `epoch`, after `anchor`. As of all listings here: there may be
+    /// fewer, and none at all, where much is invisible at that epoch; only [`Anchor::at_end`] tells the end.
     pub fn enumerate_objects(
         &self,
         epoch: Epoch,

@@ -20,8 +20,13 @@ use crate::{
     tree::{self, Bound, Probe},
 };
 
+/// Most entries that one call looks at, visible or not: what is punched at an epoch may be there in any number. A single entry
+/// with more than that below it is looked at as a whole.
+const WALKED_MAX: usize = 2048;
+
 impl View<'_> {
-    /// Lists objects with something visible at `epoch`.
+    /// Lists objects with something visible at `epoch`. As all listings here: up to `limit`, and fewer where much is
+    /// invisible; only the anchor tells the end.
     pub fn objects(
         &self,
         epoch: Epoch,
@@ -38,15 +43,15 @@ impl View<'_> {
         let tail = start.map(crate::records::object_tail);
         let probe = start.zip(tail.as_ref()).map(|(id, tail)| Objects::of(id, tail));
         let bound = probe.as_ref().map_or(Bound::First, Bound::After);
-        let mut count = 0;
+        let (mut count, mut walked) = (0, 0);
         let mut last = None;
         let flow = tree::scan(self.heap, Objects, self.objects, bound, &mut |object| {
-            if count == limit {
+            if count == limit || walked >= WALKED_MAX {
                 return Ok(ControlFlow::Break(()));
             }
             let id = object_id(memory::read(self.heap, object)?, object)?;
             last = Some(id);
-            if self.object_is_visible(object, id, epoch, scratch)? {
+            if self.object_is_visible(object, id, epoch, scratch, &mut walked)? {
                 visit(id);
                 count += 1;
             }
@@ -66,7 +71,9 @@ impl View<'_> {
         id: ObjectId,
         epoch: Epoch,
         scratch: &mut Scratch,
+        walked: &mut usize,
     ) -> Result<bool, Error> {
+        *walked += 1;
         let record: &ObjectRecord = memory::read(self.heap, object)?;
         let hidden = punched_at(self.heap, record.punches, epoch)?;
         if id.object_type() == ObjectType::Array {
@@ -74,19 +81,21 @@ impl View<'_> {
         }
         let class = Keys { order: id.dkey_order(), seed: self.seed };
         let flow = tree::scan(self.heap, class, record.root, Bound::First, &mut |key| {
-            Ok(flow_until(self.key_is_visible(key, hidden, epoch, scratch)?))
+            Ok(flow_until(self.key_is_visible(key, hidden, epoch, scratch, walked)?))
         })?;
         Ok(flow.is_break())
     }
 
-    /// Whether something below a key is visible; `hidden` is the newest punch above it.
+    /// Whether something below a key is visible; `hidden` is the newest punch above it. Counts in `walked` what it looks at.
     fn key_is_visible(
         &self,
         key: u64,
         hidden: u64,
         epoch: Epoch,
         scratch: &mut Scratch,
+        walked: &mut usize,
     ) -> Result<bool, Error> {
+        *walked += 1;
         let record: &KeyRecord = memory::read(self.heap, key)?;
         match record.kind() {
             Kind::Key | Kind::Single => {
@@ -103,7 +112,7 @@ impl View<'_> {
                 // The order matters to searches only; a scan from the first key needs none.
                 let class = Keys { order: KeyOrder::Hashed, seed: self.seed };
                 let flow = tree::scan(self.heap, class, akeys, Bound::First, &mut |akey| {
-                    Ok(flow_until(self.key_is_visible(akey, hidden, epoch, scratch)?))
+                    Ok(flow_until(self.key_is_visible(akey, hidden, epoch, scratch, walked)?))
                 })?;
                 Ok(flow.is_break())
             }
@@ -150,14 +159,14 @@ impl View<'_> {
             Position::After(key) => Some(class.of(key)),
         };
         let bound = start.as_ref().map_or(Bound::First, Bound::After);
-        let (mut count, mut last) = (0, None);
+        let (mut count, mut walked, mut last) = (0, 0, None);
         let flow = tree::scan(self.heap, class, root, bound, &mut |key| {
-            if count == limit {
+            if count == limit || walked >= WALKED_MAX {
                 return Ok(ControlFlow::Break(()));
             }
             let bytes = key_verified(self.heap, key)?;
             last = Some(bytes);
-            if self.key_is_visible(key, hidden, epoch, scratch)? {
+            if self.key_is_visible(key, hidden, epoch, scratch, &mut walked)? {
                 visit(bytes);
                 count += 1;
             }
@@ -194,11 +203,12 @@ impl View<'_> {
             return Ok(());
         };
         let bound = start.as_ref().map_or(Bound::First, Bound::After);
-        let (mut count, mut last) = (0, None);
+        let (mut count, mut walked, mut last) = (0, 0, None);
         let flow = tree::scan(self.heap, Extents, head.extents, bound, &mut |place| {
-            if count == limit {
+            if count == limit || walked >= WALKED_MAX {
                 return Ok(ControlFlow::Break(()));
             }
+            walked += 1;
             let extent: &Extent = memory::read(self.heap, place)?;
             last = Some(
                 u128::from(extents::block_of(extent.start, extent.end)) << 64 | u128::from(extent.epoch),

@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use daos_types::{Epoch, Writer, WriterKind};
-use daos_vos::{Error, Sealed};
+use daos_vos::{Anchor, Error, Sealed};
 use daos_xstream::{
     Class, Clock, CoreId, Env, IoBuffer, Spawn,
     rpc::{Request, Responder, Service, Status},
@@ -29,7 +29,7 @@ use crate::{
     access::Capabilities,
     rpc::{
         Malformed, module,
-        object::{Enumerate, ObjectRequest, Procedure, flags},
+        object::{Enumerate, ObjectRequest, Procedure, QueryReply, flags},
         object_procedure,
     },
 };
@@ -196,10 +196,31 @@ impl<E: Env> ObjectService<E> {
                 self.reply_changed(handle, (Procedure::Punch, &request, body), writer, sealed, responder);
             }
             object_procedure::FETCH => self.fetch(handle, &request, responder),
-            _ => match enumerate::query(&handle.container, &request) {
-                Ok(reply) => responder.reply(&[reply.as_bytes()]),
-                Err(error) => fail(responder, &error),
-            },
+            _ => self.query(handle, &request, body, responder),
+        }
+    }
+
+    /// Answers a question about an object: at once, but for one of which very much has to be looked at.
+    fn query(
+        &self,
+        handle: &Rc<Handle<E>>,
+        request: &ObjectRequest<'_>,
+        body: &[u8],
+        responder: Responder<E>,
+    ) {
+        let mut anchor = Anchor::default();
+        match enumerate::query(&handle.container, request, &mut anchor) {
+            Ok(Some(reply)) => responder.reply(&[reply.as_bytes()]),
+            Err(error) => fail(responder, &error),
+            Ok(None) => {
+                let (handle, body, env) = (handle.clone(), body.to_vec(), self.env.clone());
+                self.env.scheduler().spawn(Class::Foreground, "look for a visible key", async move {
+                    match query_in_slices(&env, &handle, &body, anchor, &responder).await {
+                        Ok(reply) => responder.reply(&[reply.as_bytes()]),
+                        Err(refusal) => responder.fail(refusal.status, &refusal.message),
+                    }
+                });
+            }
         }
     }
 
@@ -265,6 +286,25 @@ impl<E: Env> ObjectService<E> {
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
         });
+    }
+}
+
+/// Goes on with a query from `anchor`, and lets others have their turn again and again.
+async fn query_in_slices<E: Env>(
+    env: &E,
+    handle: &Handle<E>,
+    body: &[u8],
+    mut anchor: Anchor,
+    responder: &Responder<E>,
+) -> Result<QueryReply, Refusal> {
+    let request = ObjectRequest::parse(Procedure::Query, body)?;
+    loop {
+        env.scheduler().yield_now().await;
+        check_awaited(env, responder)?;
+        check(handle, &request, false).map_err(|(status, text)| Refusal::new(status, text))?;
+        if let Some(reply) = enumerate::query(&handle.container, &request, &mut anchor)? {
+            return Ok(reply);
+        }
     }
 }
 

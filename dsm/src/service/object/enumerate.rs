@@ -85,11 +85,13 @@ fn list<E: Env>(
     }
 }
 
-/// Whether the object has anything visible, and where its array ends.
+/// Whether the object has anything visible, and where its array ends. `None`: what was looked at so far does not tell, go on
+/// from `anchor`.
 pub(super) fn query<E: Env>(
     container: &Container<E>,
     request: &ObjectRequest<'_>,
-) -> Result<QueryReply, Error> {
+    anchor: &mut Anchor,
+) -> Result<Option<QueryReply>, Error> {
     let (object, epoch) = (request.object(), request.epoch());
     let akey = request.records().next().map(|record: RecordRef<'_>| record.key);
     let end = match (object.object_type(), akey) {
@@ -101,7 +103,10 @@ pub(super) fn query<E: Env>(
     };
     let mut exists = end > 0;
     if !exists && object.object_type() != ObjectType::Array {
-        container.enumerate_keys(object, epoch, &mut Anchor::default(), 1, |_| exists = true)?;
+        container.enumerate_keys(object, epoch, anchor, 1, |_| exists = true)?;
+        if !exists && !anchor.at_end() {
+            return Ok(None);
+        }
     }
-    Ok(QueryReply::new(exists, end))
+    Ok(Some(QueryReply::new(exists, end)))
 }
