@@ -57,9 +57,14 @@ impl OfiConfig {
         Self::at(Place::Server(address))
     }
 
-    /// An endpoint that calls servers which are reached the way `address` is.
+    /// An endpoint that calls servers which are reached the way `address` is. A server looks at its endpoint all the time, so
+    /// that its silence is noticed sooner than that of a client.
     pub fn client_of(address: Address) -> Self {
-        Self::at(Place::ClientOf(address))
+        Self {
+            keep_alive_idle: Duration::from_secs(2),
+            keep_alive_timeout: Duration::from_secs(8),
+            ..Self::at(Place::ClientOf(address))
+        }
     }
 
     fn at(place: Place) -> Self {

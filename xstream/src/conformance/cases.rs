@@ -1,6 +1,6 @@
 //! The driving half: one function per promise.
 
-use std::time::Duration;
+use std::{cell::Cell, time::Duration};
 
 use zerocopy::{FromBytes, IntoBytes, little_endian::U64};
 
@@ -27,7 +27,8 @@ type Outcome = Result<(), String>;
 
 struct Driver<'a, E: Env> {
     endpoint: &'a Endpoint<E>,
-    peer: PeerId,
+    address: &'a Address,
+    peer: Cell<PeerId>,
 }
 
 /// Runs the suite against the serving half at `address` and ends that. Stops at the first failure.
@@ -36,8 +37,7 @@ pub async fn drive<E: Env>(endpoint: &Endpoint<E>, address: &Address) -> Result<
         ($($case:ident),* $(,)?) => {
             $(
                 let outcome = async {
-                    let peer = endpoint.connect(address).await.map_err(|error| format!("connect: {error}"))?;
-                    let driver = Driver { endpoint, peer };
+                    let driver = Driver::connect(endpoint, address).await?;
                     driver.$case().await
                 };
                 outcome.await.map_err(|what| Failure { case: stringify!($case), what })?;
@@ -72,34 +72,38 @@ fn check(holds: bool, what: impl FnOnce() -> String) -> Outcome {
 
 /// After the endpoint has forgotten a peer, calls to it fail, its number is not used again, and a new connection works.
 async fn disconnecting<E: Env>(endpoint: &Endpoint<E>, address: &Address) -> Outcome {
-    let connect = async || endpoint.connect(address).await.map_err(|error| format!("connect: {error}"));
-    let first = Driver { endpoint, peer: connect().await? };
+    let first = Driver::connect(endpoint, address).await?;
     first.call(ECHO, b"before").await.map_err(|error| error.to_string())?;
     let delay = 5_000_000_u64.to_le_bytes();
     let pending = first.call_within(Duration::from_secs(20), LATER, &delay);
     let disconnect = async {
         // Let the call go out.
         first.pause(Duration::from_millis(5)).await;
-        endpoint.disconnect(first.peer);
+        endpoint.disconnect(first.peer.get());
     };
     let (pending, ()) = both(pending, disconnect).await;
     check(matches!(pending, Err(RpcError::PeerGone)), || format!("the pending call ended with {pending:?}"))?;
     let after = first.call(ECHO, b"after").await;
     check(matches!(after, Err(RpcError::PeerGone)), || format!("a call to a forgotten peer gave {after:?}"))?;
-    let second = Driver { endpoint, peer: connect().await? };
+    let second = Driver::connect(endpoint, address).await?;
     check(first.peer != second.peer, || "the number of a forgotten peer came again".to_owned())?;
     let reply =
         second.call(ECHO, b"again").await.map_err(|error| format!("after connecting again: {error}"))?;
     check(reply.body() == b"again", || "a wrong echo after connecting again".to_owned())
 }
 
-impl<E: Env> Driver<'_, E> {
+impl<'a, E: Env> Driver<'a, E> {
+    async fn connect(endpoint: &'a Endpoint<E>, address: &'a Address) -> Result<Self, String> {
+        let peer = endpoint.connect(address).await.map_err(|error| format!("connect: {error}"))?;
+        Ok(Self { endpoint, address, peer: Cell::new(peer) })
+    }
+
     async fn call(&self, opcode: Opcode, body: &[u8]) -> Result<Reply, RpcError> {
         self.call_within(Duration::from_secs(20), opcode, body).await
     }
 
     async fn call_within(&self, timeout: Duration, opcode: Opcode, body: &[u8]) -> Result<Reply, RpcError> {
-        self.endpoint.call(self.peer, &Call { opcode, timeout, ..Call::default() }, &[body]).await
+        self.endpoint.call(self.peer.get(), &Call { opcode, timeout, ..Call::default() }, &[body]).await
     }
 
     async fn pause(&self, duration: Duration) {
@@ -128,7 +132,7 @@ impl<E: Env> Driver<'_, E> {
         })?;
         let fabric = self.endpoint.env().fabric();
         let message = vec![0; fabric.message_bytes_max() + 1];
-        let sent = fabric.send(self.peer, &[&message[..7], &message[7..]]);
+        let sent = fabric.send(self.peer.get(), &[&message[..7], &message[7..]]);
         check(matches!(sent, Err(FabricError::TooLong { .. })), || format!("send: {sent:?}"))?;
         let long = (self.endpoint.body_bytes_max() as u64 + 1).to_le_bytes();
         let reply = self.call(LARGE, &long).await;
@@ -260,7 +264,7 @@ impl<E: Env> Driver<'_, E> {
     }
 
     fn expose(&self, buffer: IoBuffer, access: Access) -> Result<(Exposed<E>, RemoteBuffer), String> {
-        self.endpoint.expose(self.peer, buffer, access).map_err(|(_, error)| format!("expose: {error}"))
+        self.endpoint.expose(self.peer.get(), buffer, access).map_err(|(_, error)| format!("expose: {error}"))
     }
 
     async fn bulk_reads(&self) -> Outcome {
@@ -326,13 +330,16 @@ impl<E: Env> Driver<'_, E> {
     }
 
     /// A fabric may end the connection over a key that is not valid; a new one has to work then. What was under way on the old
-    /// one may be lost: its caller learns that from the deadline, and asks again.
+    /// one may be lost, and the new one may be still-born: callers learn that from their deadlines, and within 20 s from the fabric.
     async fn reconnected(&self) -> Outcome {
-        const TRIES: u32 = 5;
+        const TRIES: u32 = 10;
         for left in (0..TRIES).rev() {
             match self.call_within(Duration::from_secs(2), ECHO, b"").await {
-                Ok(_) | Err(RpcError::PeerGone) => return Ok(()),
-                Err(RpcError::Timeout) if left > 0 => {}
+                Ok(_) => return Ok(()),
+                Err(RpcError::TimedOut) if left > 0 => {}
+                Err(RpcError::PeerGone) if left > 0 => {
+                    self.peer.set(Self::connect(self.endpoint, self.address).await?.peer.get());
+                }
                 Err(error) => return Err(format!("afterwards: {error}")),
             }
         }
