@@ -83,12 +83,22 @@ pub(crate) struct Peer {
 /// The longest pause between attempts to send to a stalled peer.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
+/// How long the connection to a peer that a failed transfer has ended is left to the peer to make anew. If both sides do so
+/// at once, `ofi_rxm` 1.17 now and then ends up with a connection on which nothing arrives.
+const PEERS_TURN: Duration = Duration::from_millis(20);
+
 impl Peer {
     /// libfabric has no room for it, or no connection to it. Where a connection has ended every attempt makes a new one, and
     /// a dead peer refuses them all, so the longer it goes on the longer are the pauses.
     pub(crate) fn refused(&mut self, now: Time) {
         let since = *self.stalled.get_or_insert(now);
         self.try_again = now + (now.since(since) / 4).min(PAUSE_MAX);
+    }
+
+    /// A transfer has failed, and with it perhaps the connection.
+    pub(crate) fn disconnected(&mut self, now: Time) {
+        self.stalled.get_or_insert(now);
+        self.try_again = now + PEERS_TURN;
     }
 
     /// Whether it would be a waste to ask libfabric to send something now.

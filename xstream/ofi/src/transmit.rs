@@ -289,6 +289,10 @@ impl Inner {
             self.finish_transfer(state, id, Err(FabricError::PeerGone));
         } else {
             // The tcp provider answers a wrong key by closing the connection, which looks like death.
+            let now = state.now;
+            if let Some(peer) = state.peers.get_mut(peer) {
+                peer.disconnected(now);
+            }
             let serial = self.owe_ping(state, peer);
             let deadline = state.now + self.config.stall_timeout;
             if let Some(transfer) = state.transfers.get_mut(id) {
