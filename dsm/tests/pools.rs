@@ -252,3 +252,36 @@ fn a_container_with_the_reserved_uuid_is_forgotten_at_the_next_start() {
         });
     }
 }
+
+/// The marker of a pool was taken away and the media then failed, so that the destruction was answered with an error and the pool
+/// went on being served: until the next start, which found no marker and removed all that had been acknowledged since.
+#[test]
+fn a_pool_whose_destruction_failed_is_served_no_more() {
+    let cluster = Cluster::new(3);
+    let engine = cluster.engine.clone();
+    let client = cluster.client();
+    cluster.run(&client, |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::WRITE).await;
+        let epoch = handle.hold(Epoch(0)).await.expect("held").lhe;
+        let io = handle.objects();
+        common::put(&io, 0, epoch.0, "a", b"before").await.expect("written");
+        handle.flush(epoch).await.expect("flushed");
+        handle.commit(epoch).await.expect("committed");
+        engine.disk().set_failed(true);
+        assert!(client.service.pool_destroy(name("tank"), true).await.is_err());
+        engine.disk().set_failed(false);
+        let later = epoch.next();
+        let written = common::put(&io, 0, later.0, "a", b"after").await;
+        assert!(written.is_err() || handle.flush(later).await.is_err(), "nothing is acknowledged any more");
+        assert!(handle.commit(later).await.is_err());
+        assert!(client.service.pool_connect(name("tank"), Capabilities::ALL).await.is_err());
+    });
+    // Here the marker was still there, so the pool is, with all that was acknowledged.
+    cluster.restart(Loss::Power);
+    cluster.run(&cluster.client(), |client| async move {
+        let handle = client.open(OpenOptions::READ).await;
+        let read = common::get(&handle.objects(), 0, u64::MAX - 2, "a").await;
+        assert_eq!(read, Some(b"before".to_vec()));
+    });
+}

@@ -28,6 +28,12 @@ pub fn serve(registry: Registry, port: u16) -> io::Result<u16> {
     std::thread::Builder::new().name("telemetry".into()).spawn(move || {
         let open = Arc::new(());
         for connection in listener.incoming() {
+            if let Err(error) = &connection {
+                // Most likely there is no descriptor left, and the connection waits on: do not ask at once again.
+                tracing::debug!("telemetry: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
             let (registry, here) = (registry.clone(), open.clone());
             // Everybody who is answered holds a handle, and so does this thread.
             if Arc::strong_count(&open) > CONNECTIONS_MAX + 1 {

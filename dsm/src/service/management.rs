@@ -256,10 +256,18 @@ impl<E: Env> Control<E> {
         // Without its marker it is gone for the next start; only then nobody is told of it any more.
         let marker = format!("{}/{MARKER}", pool_directory(pool.uuid));
         let result = self.env.media().remove(&marker).await;
-        if result.is_ok() {
-            self.pools.borrow_mut().remove(&pool.uuid);
-            pool.committed.notify_all();
-            self.pool_remove(pool.uuid).await;
+        self.pools.borrow_mut().remove(&pool.uuid);
+        pool.committed.notify_all();
+        match &result {
+            Ok(()) => self.pool_remove(pool.uuid).await,
+            // The marker may be gone or not. What would be acknowledged from now on might not be there after the next start, so
+            // nothing is.
+            Err(error) => {
+                let message = format!("its destruction failed half-way ({error})");
+                self.broken.borrow_mut().insert(pool.uuid, Refusal::new(Status::MEDIA_FAILED, message));
+                let uuid = pool.uuid;
+                on_all_targets(&self.env, move |target| async move { target.pool_close(uuid).await }).await;
+            }
         }
         self.busy.borrow_mut().remove(&pool.uuid);
         Ok(result?)

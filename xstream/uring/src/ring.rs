@@ -147,6 +147,8 @@ pub(crate) struct Ring {
     watched: RefCell<Vec<Watched>>,
     /// The doorbell was seen to be readable.
     rung: Cell<bool>,
+    /// The kernel did not take what it was offered: it is to be offered again.
+    left_behind: Cell<bool>,
     /// Operations that the kernel has and has not completed.
     in_flight: Cell<u32>,
     in_flight_max: u32,
@@ -171,6 +173,7 @@ impl Ring {
                 watch.iter().map(|&descriptor| Watched { descriptor, armed: false }).collect(),
             ),
             rung: Cell::new(false),
+            left_behind: Cell::new(false),
             in_flight: Cell::new(0),
             in_flight_max,
             counters: Cell::default(),
@@ -224,7 +227,7 @@ impl Ring {
     /// Enters the kernel if there is something to submit.
     pub(crate) fn submit(&self) {
         let mut queued = self.queued.borrow_mut();
-        if queued.is_empty() {
+        if queued.is_empty() && !self.left_behind.get() {
             return;
         }
         let mut uring = self.uring.borrow_mut();
@@ -255,10 +258,11 @@ impl Ring {
     fn enter(&self, uring: &IoUring) {
         self.count(|counters| counters.submissions += 1);
         match uring.submit() {
-            Ok(_) => {}
-            // The kernel is short of memory or of completion slots for now: what is left in the queue goes with the
-            // next submission.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {}
+            Ok(_) => self.left_behind.set(false),
+            // The kernel is short of memory or of completion slots for now.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {
+                self.left_behind.set(true);
+            }
             Err(error) => panic!("io_uring does not take submissions any more: {error}"),
         }
     }
