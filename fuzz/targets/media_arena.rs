@@ -5,7 +5,7 @@
 
 #![no_main]
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::LazyLock};
 
 use daos_vos::Pool;
 use daos_xstream_sim::{Config, Simulation};
@@ -15,13 +15,16 @@ use libfuzzer_sys::fuzz_target;
 mod support;
 use support::{image, sample};
 
+/// The files of the image, unpacked once.
+static IMAGE: LazyLock<Vec<(String, Vec<u8>)>> =
+    LazyLock::new(|| image::unpack(include_bytes!("../../vos/tests/data/format-2.image")));
+
 fuzz_target!(|input: &[u8]| {
     let input = input.to_vec();
     let simulation = Simulation::new(1, Config::default());
     let node = simulation.add_node(1);
     let ended = simulation.block_on(&node, move |env| async move {
-        let files = image::unpack(include_bytes!("../../vos/tests/data/format-2.image"));
-        image::write_files(&env, "pool", &files).await;
+        image::write_files(&env, "pool", &IMAGE).await;
         let (pool, _) = Pool::inspect(&env, "pool").await.expect("it is sound");
         let blocks = pool.arena_blocks();
         for change in input.chunks_exact(5) {

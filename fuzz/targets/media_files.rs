@@ -5,6 +5,8 @@
 
 #![no_main]
 
+use std::sync::LazyLock;
+
 use daos_vos::Pool;
 use daos_xstream_sim::{Config, Simulation};
 use libfuzzer_sys::fuzz_target;
@@ -13,8 +15,12 @@ use libfuzzer_sys::fuzz_target;
 mod support;
 use support::{image, sample};
 
+/// The files of the image, unpacked once.
+static IMAGE: LazyLock<Vec<(String, Vec<u8>)>> =
+    LazyLock::new(|| image::unpack(include_bytes!("../../vos/tests/data/format-2.image")));
+
 fuzz_target!(|input: &[u8]| {
-    let mut files = image::unpack(include_bytes!("../../vos/tests/data/format-2.image"));
+    let mut files = IMAGE.clone();
     for change in input.chunks_exact(6) {
         let content = &mut files[usize::from(change[0] % 3)].1;
         let at = u32::from_le_bytes([change[1], change[2], change[3], change[4]]) as usize % content.len();

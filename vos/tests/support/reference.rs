@@ -254,10 +254,20 @@ impl Reference {
                     }
                 }
             }
+            let mut pieces: BTreeMap<(u64, usize), usize> = BTreeMap::new();
             let mut last = None;
             for (offset, which) in shown {
-                count += usize::from(last != Some((offset.wrapping_sub(1), which)));
+                *pieces.entry(which).or_default() += usize::from(last != Some((offset.wrapping_sub(1), which)));
                 last = Some((offset, which));
+            }
+            // A write with holes that are not worth a copy stays whole, and so do the punches that make them.
+            for ((at, index), pieces) in pieces {
+                let whole = &history[&at][index].range;
+                let later = history.range(at..=high).flat_map(|(_, pieces)| pieces);
+                let holes = later.filter(|piece| {
+                    piece.bytes.is_none() && piece.range.start < whole.end && whole.start < piece.range.end
+                });
+                count += pieces.max(1 + holes.count());
             }
         }
         count + self.punches.values().map(|punches| punches.range(high + 1..).count()).sum::<usize>()
