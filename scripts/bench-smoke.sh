@@ -36,7 +36,7 @@ values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-upda
 PMEM_IS_PMEM_FORCE=1 "$programs/vos_perf" --records 2000 --seconds 0.05 --media heap --media wal --media pmem --dir "$folder" --json |
     whole media $values durable-update block-write block-read open-after-crash
 "$programs/daos_perf" --seconds 0.05 --scratch "$folder" --json |
-    whole fabric engine-start null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle
+    whole fabric engine-start null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle wake-after-idle-raw
 
 # Killed, it leaves neither engine nor folder behind: its keeper removes the folder once the engine has ended.
 "$programs/daos_perf" --seconds 60 --case null-rpc --fabric local --scratch "$folder" --json >/dev/null &

@@ -257,7 +257,8 @@ impl Reference {
             let mut pieces: BTreeMap<(u64, usize), usize> = BTreeMap::new();
             let mut last = None;
             for (offset, which) in shown {
-                *pieces.entry(which).or_default() += usize::from(last != Some((offset.wrapping_sub(1), which)));
+                *pieces.entry(which).or_default() +=
+                    usize::from(last != Some((offset.wrapping_sub(1), which)));
                 last = Some((offset, which));
             }
             // A write with holes that are not worth a copy stays whole, and so do the punches that make them.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use daos_xstream::{Address, Clock, Fabric, FabricError, PeerId, Rng, Sink, Time, WallTime};
-use daos_xstream_ofi::{OfiConfig, OfiFabric, pingpong};
+use daos_xstream_ofi::{OfiConfig, OfiFabric, pingpong::{self, Pace}};
 
 const WARM_UP: usize = 5_000;
 const ROUNDS: usize = 40_000;
@@ -92,7 +92,7 @@ fn serve(kind: &str) {
             let place = (provider == TCP).then_some(&place);
             let server = pingpong::Server::open(provider, place).expect("a server");
             println!("{}", server.name());
-            server.serve().expect("served");
+            server.serve(false).expect("served");
         }
     }
 }
@@ -185,7 +185,8 @@ fn raw(provider: &str, message_bytes: usize) -> Vec<Duration> {
     let (mut child, name) = start(provider);
     let place: Address = "tcp://127.0.0.1:1".parse().expect("an address");
     let place = (provider == TCP).then_some(&place);
-    let times = pingpong::measure(provider, place, &name, message_bytes, WARM_UP, ROUNDS).expect("measured");
+    let pace = Pace { warm_up: WARM_UP, rounds: ROUNDS, pause: Duration::ZERO };
+    let times = pingpong::measure(provider, place, &name, message_bytes, pace).expect("measured");
     child.wait().expect("the server ends");
     times
 }

@@ -50,8 +50,10 @@ impl Server {
         self.side.name.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Answers one client's messages until it has sent as many as it announced.
-    pub fn serve(mut self) -> Result<(), FabricError> {
+    /// Answers one client's messages until it has sent as many as it announced. Between messages it polls, or if `parks` is set
+    /// sleeps on the endpoint's wait descriptor whenever there is nothing to do.
+    pub fn serve(mut self, parks: bool) -> Result<(), FabricError> {
+        self.side.parks = parks;
         let (piece, length) = self.side.next_message()?;
         let first = self.side.bytes(piece, length).to_vec();
         let announcement = Announcement::parse(&first)
@@ -83,15 +85,25 @@ impl<'a> Announcement<'a> {
     }
 }
 
-/// Sends `rounds` messages of `message_bytes` bytes, one after the other's answer, to the server of this name, after as many
-/// rounds as `warm_up` says that do not count. Returns the round-trip times.
+/// How a measurement proceeds.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Rounds at the start that do not count.
+    pub warm_up: usize,
+    /// Rounds that count.
+    pub rounds: usize,
+    /// How long this side sleeps before each round.
+    pub pause: Duration,
+}
+
+/// Sends messages of `message_bytes` bytes, one after the other's answer, to the server of this name. Returns the round-trip
+/// times of the rounds that count.
 pub fn measure(
     provider: &str,
     place: Option<&Address>,
     server: &str,
     message_bytes: usize,
-    warm_up: usize,
-    rounds: usize,
+    Pace { warm_up, rounds, pause }: Pace,
 ) -> Result<Vec<Duration>, FabricError> {
     assert!((8..=MESSAGE_BYTES_MAX).contains(&message_bytes), "messages of 8 bytes to 1 MiB");
     let config = place.map(|place| OfiConfig::client_of(place.clone()).with_provider(provider));
@@ -108,6 +120,9 @@ pub fn measure(
 
     let mut times = Vec::with_capacity(rounds);
     for round in 0..warm_up + rounds {
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
         let begun = now();
         side.send(server, message_bytes)?;
         let (piece, length) = side.next_message()?;
@@ -141,6 +156,8 @@ struct Side {
     transmit: Pieces,
     arrived: Vec<(usize, usize)>,
     sends_done: usize,
+    /// Whether to sleep while there is nothing to do.
+    parks: bool,
 }
 
 impl Side {
@@ -163,6 +180,7 @@ impl Side {
             transmit: Pieces::new(1, PIECE_BYTES),
             arrived: Vec::new(),
             sends_done: 0,
+            parks: false,
         };
         for piece in 0..RECEIVES {
             side.post(piece)?;
@@ -226,6 +244,9 @@ impl Side {
                 return Ok(self.arrived.remove(0));
             }
             self.progress()?;
+            if self.parks && self.arrived.is_empty() {
+                self.park()?;
+            }
             polls += 1;
             if polls.is_multiple_of(1 << 16) && now() > *give_up.get_or_insert_with(|| now() + PATIENCE) {
                 return Err(FabricError::PeerGone);
@@ -249,6 +270,20 @@ impl Side {
             }
         }
         Ok(())
+    }
+
+    /// Sleeps until the endpoint has something to do.
+    fn park(&self) -> Result<(), FabricError> {
+        let Some(descriptor) = self.port.wait_descriptor() else { return Ok(()) };
+        if !self.port.try_wait() {
+            return Ok(());
+        }
+        let mut wanted = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
+        // SAFETY: the one entry lives until the call returns.
+        match unsafe { libc::poll(&mut wanted, 1, PATIENCE.as_millis() as i32) } {
+            0 => Err(FabricError::PeerGone),
+            _ => Ok(()),
+        }
     }
 
     fn linger(&mut self, time: Duration) {

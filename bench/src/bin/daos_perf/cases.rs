@@ -65,7 +65,7 @@ pub fn measure(bench: &Bench, engine: &Engine, fabric: FabricName, echo: &Echo) 
     }
     if bench.wants_any(&idle::CASES) {
         let null = target.null_call(engine)?;
-        idle::measure(bench, &target.client, pid, fabric, null)?;
+        idle::measure(bench, &target.client, pid, (fabric, echo), null)?;
     }
     let Target { client, container, .. } = target;
     client.block_on(async {

@@ -4,11 +4,12 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, ensure};
 use daos_xstream::Address;
-use daos_xstream_ofi::pingpong::{Server, measure, pin_to_core};
+use daos_xstream_ofi::pingpong::{Pace, Server, measure, pin_to_core};
 
 use crate::FabricName;
 
@@ -51,6 +52,11 @@ impl Echo {
         round_trip_us(self.provider, bytes, rounds)
     }
 
+    /// Round trips of 64 bytes to a server that sleeps on its descriptor when there is nothing to do, after `pause` of idling each.
+    pub fn after_idling(&self, rounds: usize, pause: Duration) -> anyhow::Result<Vec<Duration>> {
+        round_trips(self.provider, 64, Pace { warm_up: 2, rounds, pause })
+    }
+
     /// Median round trip of a message of this length.
     pub fn us(&self, bytes: usize) -> f64 {
         self.median_us[&bytes]
@@ -63,31 +69,38 @@ fn place(provider: &str, port: u16) -> anyhow::Result<Option<Address>> {
 }
 
 fn round_trip_us(provider: &str, bytes: usize, rounds: usize) -> anyhow::Result<f64> {
+    let mut times = round_trips(provider, bytes, Pace { warm_up: WARM_UP, rounds, pause: Duration::ZERO })?;
+    times.sort_unstable();
+    Ok(times[times.len() / 2].as_nanos() as f64 / 1e3)
+}
+
+/// A server that is to be idle between rounds parks.
+fn round_trips(provider: &str, bytes: usize, pace: Pace) -> anyhow::Result<Vec<Duration>> {
     let program = std::env::current_exe().context("finding this program")?;
     let mut server = Command::new(program)
         .args(["--echo-server", provider])
+        .args((!pace.pause.is_zero()).then_some("--echo-parks"))
         .stdout(Stdio::piped())
         .spawn()
         .context("starting the far side of an echo")?;
     let mut name = String::new();
     BufReader::new(server.stdout.take().context("the far side has no output")?).read_line(&mut name)?;
-    let times = measure(provider, place(provider, 1)?.as_ref(), name.trim(), bytes, WARM_UP, rounds);
+    let times = measure(provider, place(provider, 1)?.as_ref(), name.trim(), bytes, pace);
     if times.is_err() {
         server.kill()?;
     }
     let status = server.wait()?;
-    let mut times = times.with_context(|| format!("echo over {provider}"))?;
+    let times = times.with_context(|| format!("echo over {provider}"))?;
     ensure!(status.success(), "the far side of the echo over {provider} failed");
-    times.sort_unstable();
-    Ok(times[times.len() / 2].as_nanos() as f64 / 1e3)
+    Ok(times)
 }
 
 /// The far side: prints its name, then answers.
-pub fn serve(provider: &str) -> anyhow::Result<()> {
+pub fn serve(provider: &str, parks: bool) -> anyhow::Result<()> {
     // Nobody answers, or wants to be answered, once the near side is gone.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     pin_to_core(SERVER_CORE)?;
     let server = Server::open(provider, place(provider, 0)?.as_ref())?;
     println!("{}", server.name());
-    Ok(server.serve()?)
+    Ok(server.serve(parks)?)
 }

@@ -26,7 +26,8 @@ use crate::{echo::Echo, engine::Engine};
 /// removes all of it at the end. Each case prints its rate, its latencies (microseconds), the engine's CPU time per
 /// operation, and below it the limit that was measured in the same run, the ratio, and whether the goal was reached.
 ///
-/// Cases: engine-start, null-rpc, kv-update, kv-update-durable, kv-fetch, array-write, array-read, idle-cpu, wake-after-idle.
+/// Cases: engine-start, null-rpc, kv-update, kv-update-durable, kv-fetch, array-write, array-read, idle-cpu, wake-after-idle,
+/// wake-after-idle-raw (what a raw echo takes whose far side sleeps in between).
 /// Limits: a raw libfabric echo (shm beside `local`), a raw write + fdatasync, memcpy + CRC32C.
 ///
 /// Examples:
@@ -63,6 +64,9 @@ struct Arguments {
     /// Be the far side of an echo over this libfabric provider.
     #[arg(long, hide = true)]
     echo_server: Option<String>,
+    /// As that far side, sleep while there is nothing to do.
+    #[arg(long, hide = true)]
+    echo_parks: bool,
     /// Run an engine in this folder until the input ends, then remove both.
     #[arg(long, hide = true)]
     keep_engine: Option<PathBuf>,
@@ -110,7 +114,7 @@ impl Bench {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     if let Some(provider) = &arguments.echo_server {
-        return echo::serve(provider);
+        return echo::serve(provider, arguments.echo_parks);
     }
     if let Some(folder) = &arguments.keep_engine {
         return engine::keep(folder);
