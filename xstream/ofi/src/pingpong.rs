@@ -121,6 +121,7 @@ pub fn measure(
     let mut times = Vec::with_capacity(rounds);
     for round in 0..warm_up + rounds {
         if !pause.is_zero() {
+            #[allow(clippy::disallowed_methods, reason = "a thread of its own that is to be idle")]
             std::thread::sleep(pause);
         }
         let begun = now();
