@@ -4,8 +4,10 @@ use std::{future::Future, path::Path, rc::Rc, time::Duration};
 
 use daos_dsm::{
     access::{Acl, Capabilities, Identity},
-    client::{Caller, ClientConfig, ContainerHandle, OpenOptions, PoolHandle, PoolSpec, Service, new_uuid},
-    epochs::EpochState,
+    client::{
+        Caller, ClientConfig, ContainerHandle, DsmError, OpenOptions, PoolHandle, PoolSpec, Service, new_uuid,
+    },
+    epochs::{EPOCH_LAST, EpochState},
     rpc::control::{
         ContainerEntry, ContainerProperties, Label, Name, PoolEntry, PoolQueryReply, StorageReply,
     },
@@ -15,10 +17,10 @@ use daos_dsr::{
     class::{SX, class_by_name},
     client::{Anchor, Container as Objects, Epochs, Page, Ticket, enumerate_objects},
 };
-use daos_types::{Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
+use daos_types::{Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType};
 use daos_xstream::{
     Address, Clock, Env, Pair, Rng,
-    rpc::{Call, Endpoint, EndpointConfig, Opcode, Status},
+    rpc::{Call, Endpoint, EndpointConfig, Opcode},
 };
 use daos_xstream_local::LocalFabric;
 use daos_xstream_ofi::{OfiConfig, OfiFabric};
@@ -303,7 +305,11 @@ impl From<Epoch> for At {
 ///
 /// * **Explicit epochs**: [`hold`](Self::hold) one, write as much as wanted `At::Epoch` of it, [`flush`](Self::flush),
 ///   [`commit`](Self::commit): all of it becomes visible as one, or after a crash none of it is there.
-/// * **Auto**: every call takes the next epoch by itself; [`sync`](Self::sync) makes what was written so far last.
+/// * **Auto**: every call takes the next epoch by itself; [`sync`](Self::sync) makes what was written so far last. Mounted
+///   file systems write so too.
+///
+/// They may be mixed: a commit, of whatever kind, commits everything of this handle up to its epoch, and waits for the
+/// automatic writes under way there.
 ///
 /// Dropping it does not close it; [`close`](Self::close) does, and so does the end of the process. What was not
 /// committed by then is gone.
@@ -404,6 +410,7 @@ impl<E: Env> Container<E> {
             random: self.env().rng().next_u64(),
             directory_times: true,
             read_at: None,
+            epochs: self.automatic.clone(),
         }
     }
 
@@ -412,25 +419,53 @@ impl<E: Env> Container<E> {
         Ok(self.handle.epoch_query().await?)
     }
 
-    /// Holds `epoch`, or the first that can be held if that is later, and returns it: the first epoch to write in.
+    /// Holds `epoch`, or the first that can be held if that is later, and returns it: the first epoch to write in. If an
+    /// earlier one was held, what was written below `epoch` and not committed is given up; file systems that were mounted
+    /// before must be mounted again then.
     pub async fn hold(&self, epoch: Epoch) -> Result<Epoch, DaosError> {
+        let _given_up = match self.handle.held() < epoch {
+            true => Some(self.automatic.give_up().await),
+            false => None,
+        };
         let held = self.handle.hold(epoch).await?.lhe;
-        self.automatic.set_current(held);
+        self.automatic.begin_at(held);
         Ok(held)
     }
 
-    /// Returns once everything written up to `epoch` survives any crash.
+    /// Returns once everything written up to `epoch` survives any crash. Waits for the automatic writes that are under way
+    /// there, so that a [`commit`](Self::commit) takes none of them by half.
     pub async fn flush(&self, epoch: Epoch) -> Result<(), DaosError> {
+        self.close_epochs(epoch).await;
         self.handle.flush(epoch).await?;
         Ok(())
     }
 
     /// Commits everything up to `epoch`, which was flushed; the epochs after it stay held.
     pub async fn commit(&self, epoch: Epoch) -> Result<(), DaosError> {
+        self.close_epochs(epoch).await;
+        self.automatic.check_whole(epoch)?;
         let lhe = self.handle.commit(epoch).await?.lhe;
-        if self.automatic.current() < lhe {
-            self.automatic.set_current(lhe);
+        self.automatic.begin_at(lhe);
+        Ok(())
+    }
+
+    /// Automatic writes go beyond `epoch` from now on, and those before it are over.
+    async fn close_epochs(&self, epoch: Epoch) {
+        // Nothing can be committed beyond the last epoch, so nobody has to wait.
+        if epoch <= EPOCH_LAST {
+            self.automatic.close(epoch).await;
         }
+    }
+
+    /// Forgets everything that was written through this handle and not committed; it can be written again. File systems that
+    /// were mounted before must be mounted again.
+    pub async fn discard(&self) -> Result<(), DaosError> {
+        Ok(self.discard_uncommitted().await?)
+    }
+
+    pub(crate) async fn discard_uncommitted(&self) -> Result<(), DsmError> {
+        let _given_up = self.automatic.give_up().await;
+        self.handle.discard(EpochRange { low: Epoch::ZERO, high: Epoch::MAX }).await?;
         Ok(())
     }
 
@@ -439,21 +474,12 @@ impl<E: Env> Container<E> {
         Ok(self.handle.wait(epoch).await?)
     }
 
-    /// Makes every automatic write that was complete before the call last; returns the committed epoch. Waits for those under
-    /// way, so that none of them is committed by half; those to come write in later epochs meanwhile. A write that was
-    /// given up (its future was dropped) may be there in part; one that nobody polls holds everything up.
+    /// Makes every automatic write that was complete before the call last, operations of mounted file systems too; returns
+    /// the committed epoch. Waits for those under way, so that none of them is committed by half; those to come write in
+    /// later epochs meanwhile. A write that was given up (its future was dropped) may be there in part; one that nobody polls
+    /// holds everything up.
     pub async fn sync(&self) -> Result<Epoch, DaosError> {
-        self.hold_something().await?;
-        let last = self.automatic.advance();
-        loop {
-            self.automatic.closed(last).await;
-            self.flush(last).await?;
-            match self.commit(last).await {
-                // A repeated request that was held up on its way came after the flush.
-                Err(DaosError::Service(error)) if error.status() == Status::NOT_FLUSHED => {}
-                outcome => return outcome.map(|()| last),
-            }
-        }
+        Ok(self.automatic.sync(&self.objects).await?)
     }
 
     /// Takes a snapshot of the newest committed epoch (or of `epoch`) and returns it.
@@ -487,22 +513,11 @@ impl<E: Env> Container<E> {
         if let At::Epoch(epoch) = at {
             return Ok(Turn::Chosen(epoch));
         }
-        self.hold_something().await?;
+        self.automatic.begin(&self.objects).await?;
         let ticket = self.automatic.ticket();
         // Automatic writes are ordered by when they are called, not by when they arrive.
         self.automatic.advance();
         Ok(Turn::Automatic(ticket))
-    }
-
-    async fn hold_something(&self) -> Result<(), DaosError> {
-        if self.automatic.current() == Epoch::MAX {
-            let held = self.handle.hold(Epoch::ZERO).await?.lhe;
-            // Another call may have held, written and synced meanwhile: nobody writes into what that has closed.
-            if self.automatic.current() == Epoch::MAX {
-                self.automatic.set_current(held);
-            }
-        }
-        Ok(())
     }
 }
 

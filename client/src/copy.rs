@@ -20,7 +20,6 @@ use std::{
 
 use daos_dsp::{Fs, FsError, Options, Store};
 use daos_dsr::client::DsrError;
-use daos_types::{Epoch, EpochRange};
 use daos_xstream::{Env, rpc::Status};
 
 use crate::Container;
@@ -124,7 +123,8 @@ pub async fn import<E: Env, T: Store>(
 }
 
 /// Mounts the file system of `into`, which is open for writing, and [imports](import) into it. If the engine restarts
-/// meanwhile, so that something of the copy may be lost, what was written is discarded and the copy begins anew.
+/// meanwhile, so that something of the copy may be lost, what was written through the handle is discarded and the copy
+/// begins anew.
 pub async fn into_container<E: Env>(
     into: &Container<E>,
     from: &Path,
@@ -144,8 +144,7 @@ pub async fn into_container<E: Env>(
             Err(CopyError::Container {
                 error: FsError::Storage(DsrError::Target { status, .. }), ..
             }) if Status(status) == Status::INTERRUPTED && attempts < ATTEMPTS_MAX => {
-                let everything = EpochRange { low: Epoch::ZERO, high: Epoch::MAX };
-                let discarded = into.handle().discard(everything).await;
+                let discarded = into.discard_uncommitted().await;
                 discarded.map_err(|error| container(from, FsError::Storage(error.into())))?;
             }
             outcome => return outcome,

@@ -53,6 +53,7 @@ impl DaosError {
             Self::Object(DsrError::Target { status, .. }) => *status,
             Self::Object(DsrError::StaleMap { .. }) => daos_xstream::rpc::Status::STALE_MAP.0,
             Self::Fs(error) => error.errno(),
+            Self::Object(DsrError::HalfDone(_) | DsrError::GivenUp) => 5,
             Self::NotNamed | Self::Class(_) | Self::Parse(_) | Self::Object(_) => 22,
             Self::NoSystem { .. } | Self::World(_) => 111,
         }

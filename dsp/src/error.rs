@@ -66,10 +66,14 @@ pub enum FsError {
     /// An offset or size beyond what a file can have.
     #[error("{0}: file too large")]
     TooLarge(String),
-    /// A change ended half-way, so this mount changes and commits nothing any more. What it has not committed is discarded
-    /// when its container handle is closed; mount again and repeat it.
+    /// A change through this container handle ended half-way, so nothing is changed and committed through it any more. What is
+    /// not committed is discarded when it is closed; open it again, mount again and repeat it.
     #[error("{0} ended half-way: nothing since the last sync can be committed; mount again and repeat it")]
     HalfDone(String),
+    /// What was written through this container handle and not committed was given up since the mount: by a hold of a later
+    /// epoch, or by a discard. This mount changes and commits nothing any more; mount again and repeat it.
+    #[error("what was written since the last sync has been given up; mount again and repeat it")]
+    GivenUp,
     /// The file system was mounted for reading only.
     #[error("the file system is mounted read-only")]
     ReadOnly,
@@ -81,7 +85,17 @@ pub enum FsError {
     Corrupt(String),
     /// The storage below failed. Parts of the operation may have happened in the epoch under way; it may be repeated.
     #[error(transparent)]
-    Storage(#[from] DsrError),
+    Storage(DsrError),
+}
+
+impl From<DsrError> for FsError {
+    fn from(error: DsrError) -> Self {
+        match error {
+            DsrError::HalfDone(what) => Self::HalfDone(what),
+            DsrError::GivenUp => Self::GivenUp,
+            other => Self::Storage(other),
+        }
+    }
 }
 
 impl FsError {
@@ -101,7 +115,7 @@ impl FsError {
             Self::ReadOnly => errno::EROFS,
             Self::NotMountable(_) => errno::EINVAL,
             Self::Corrupt(_) => errno::EUCLEAN,
-            Self::HalfDone(_) => errno::EIO,
+            Self::HalfDone(_) | Self::GivenUp => errno::EIO,
             // Numbers from 1000 on are this system's own and mean nothing to POSIX.
             Self::Storage(DsrError::Target { status, .. }) if (1..1000).contains(status) => *status,
             Self::Storage(_) => errno::EIO,

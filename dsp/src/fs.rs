@@ -6,9 +6,8 @@ use std::{
     rc::{Rc, Weak},
 };
 
-use daos_dsr::client::{Anchor, ContainerEpochs, Document, DsrError, Epochs, Page, TargetObjects, Ticket};
+use daos_dsr::client::{Anchor, ContainerEpochs, Document, Epochs, Page, TargetObjects, Ticket};
 use daos_types::{Epoch, ObjectId};
-use daos_xstream::{rpc::Status, sync::Semaphore};
 
 use crate::{
     Attributes, Directory, Entry, File, FileType, FsError, Inode, SetAttributes, Superblock,
@@ -39,6 +38,9 @@ pub struct Options {
     pub directory_times: bool,
     /// Read the tree as it was at this epoch, and change nothing. `None` mounts for reading and writing.
     pub read_at: Option<Epoch>,
+    /// The epochs of the container handle, shared with whoever else writes and syncs through it without choosing epochs:
+    /// other mounts too.
+    pub epochs: Rc<Epochs>,
 }
 
 /// Open files by directory and name.
@@ -50,7 +52,8 @@ pub(crate) struct Shared<T> {
     pub(crate) superblock_document: Rc<Document<T>>,
     pub(crate) superblock: Superblock,
     pub(crate) options: Options,
-    pub(crate) epochs: Rc<Epochs>,
+    /// What [`Epochs::given_up`] said when this was mounted: what a mount remembers of its writes is wrong after a change.
+    given_up: u64,
     pub(crate) locks: Locks,
     pub(crate) ids: IdAllocator<T>,
     /// Changes whenever a directory is moved or removed, so that a handle can tell that its place may be another.
@@ -58,30 +61,29 @@ pub(crate) struct Shared<T> {
     /// Directories that were removed while this mount lasts: nothing may be made in them any more.
     pub(crate) removed: RefCell<BTreeSet<ObjectId>>,
     pub(crate) open_files: RefCell<OpenFiles<T>>,
-    syncing: Rc<Semaphore>,
-    /// What ended half-way.
-    half_done: RefCell<Option<String>>,
 }
 
 impl<T: Store> Shared<T> {
     /// The epoch at which to read.
     pub(crate) fn read_epoch(&self) -> Epoch {
-        self.options.read_at.unwrap_or_else(|| self.epochs.current())
+        self.options.read_at.unwrap_or_else(|| self.options.epochs.current())
     }
 
     /// Whether anything may be changed.
     pub(crate) fn check_writable(&self) -> Result<(), FsError> {
-        match (self.options.read_at, &*self.half_done.borrow()) {
-            (Some(_), _) => Err(FsError::ReadOnly),
-            (None, Some(what)) => Err(FsError::HalfDone(what.clone())),
-            (None, None) => Ok(()),
+        if self.options.read_at.is_some() {
+            return Err(FsError::ReadOnly);
         }
+        if self.options.epochs.given_up() != self.given_up {
+            return Err(FsError::GivenUp);
+        }
+        Ok(self.options.epochs.check_whole(Epoch::MAX)?)
     }
 
     /// The right to change something that needs no lock.
     pub(crate) fn ticket(&self) -> Result<Ticket, FsError> {
         self.check_writable()?;
-        Ok(self.epochs.ticket())
+        Ok(self.options.epochs.ticket())
     }
 
     /// The right to change what is locked by `keys`.
@@ -95,12 +97,7 @@ impl<T: Store> Shared<T> {
     pub(crate) async fn new_id(&self) -> Result<(u64, u64), FsError> {
         // What is allocated in an epoch may be used in later ones.
         let ticket = self.ticket()?;
-        self.ids.allocate(ticket.epoch()).await
-    }
-
-    /// A change of several steps ended between two of them: the epoch under way must never be committed.
-    pub(crate) fn note_half_done(&self, what: String) {
-        self.half_done.borrow_mut().get_or_insert(what);
+        self.ids.allocate(ticket.epoch(), self.options.epochs.first_open()).await
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -133,7 +130,9 @@ impl<T: Store> Fs<T> {
     ) -> Result<(), FsError> {
         format.check()?;
         let document = Document::open(targets, layout::superblock_object())?;
-        let epoch = targets.hold(Epoch::ZERO).await?;
+        options.epochs.begin(targets).await?;
+        let ticket = options.epochs.ticket();
+        let epoch = ticket.epoch();
         let there = document.fetch(epoch, layout::SUPERBLOCK_DKEY, &[PARAMETERS]).await?;
         if there.into_iter().any(|fetched| fetched.value().is_some()) {
             return Err(FsError::Exists("a file system".to_owned()));
@@ -157,14 +156,20 @@ impl<T: Store> Fs<T> {
         let next = FIRST_NUMBER.to_le_bytes();
         let records: [(&[u8], &[u8]); 2] = [(PARAMETERS, &superblock), (NEXT_NUMBER, &next)];
         document.update(epoch, layout::SUPERBLOCK_DKEY, &records).await?;
-        flush_and_commit(targets, epoch).await
+        drop(ticket);
+        options.epochs.sync(targets).await?;
+        Ok(())
     }
 
-    /// Mounts the file system that a container holds. For writing, the next epoch is held.
+    /// Mounts the file system that a container holds. For writing, the next epoch is held unless one is.
     pub async fn mount(targets: &T, options: Options) -> Result<Self, FsError> {
+        let given_up = options.epochs.given_up();
         let epoch = match options.read_at {
             Some(epoch) => epoch,
-            None => targets.hold(Epoch::ZERO).await?,
+            None => {
+                options.epochs.begin(targets).await?;
+                options.epochs.current()
+            }
         };
         let document = Rc::new(Document::open(targets, layout::superblock_object())?);
         let fetched = document.fetch(epoch, layout::SUPERBLOCK_DKEY, &[PARAMETERS, NEXT_NUMBER]).await?;
@@ -184,14 +189,12 @@ impl<T: Store> Fs<T> {
             ids: IdAllocator::new(document.clone(), options.random, next),
             superblock_document: document,
             superblock,
-            epochs: Epochs::new(epoch),
             options,
+            given_up,
             locks: Locks::default(),
             moves: Cell::new(0),
             removed: RefCell::default(),
             open_files: RefCell::default(),
-            syncing: Semaphore::new(1),
-            half_done: RefCell::default(),
         })))
     }
 
@@ -211,19 +214,16 @@ impl<T: Store> Fs<T> {
     }
 
     /// Makes every change that was complete before the call last: waits for the operations under way, flushes and commits
-    /// their epoch. New operations go on meanwhile, in the next epoch. Returns the committed epoch.
+    /// their epoch. New operations go on meanwhile, in the next epoch. Returns the committed epoch. What else was written
+    /// through the container handle without choosing an epoch is committed with it.
     pub async fn sync(&self) -> Result<Epoch, FsError> {
-        let _one = self.0.syncing.acquire().await;
         self.0.check_writable()?;
         let open: Vec<_> = self.0.open_files.borrow().values().filter_map(Weak::upgrade).collect();
         for file in open {
             file.store_size(false).await?;
         }
-        let epoch = self.0.epochs.advance();
-        self.0.epochs.closed(epoch).await;
         self.0.check_writable()?;
-        flush_and_commit(&self.0.targets, epoch).await?;
-        Ok(epoch)
+        Ok(self.0.options.epochs.sync(&self.0.targets).await?)
     }
 
     /// The root directory.
@@ -370,15 +370,3 @@ impl<T: Store> Fs<T> {
 
 /// The number of akeys of an entry without its data, for those who fetch both ways.
 pub(crate) const DATA_INDEX: usize = AKEYS.len() - 1;
-
-/// Commits everything up to `epoch`. A repeated request that was held up on its way may arrive between the flush and the
-/// commit, and takes the flush back: then both are done again.
-async fn flush_and_commit(targets: &impl ContainerEpochs, epoch: Epoch) -> Result<(), FsError> {
-    loop {
-        targets.flush(epoch).await?;
-        match targets.commit(epoch).await {
-            Err(DsrError::Target { status, .. }) if Status(status) == Status::NOT_FLUSHED => {}
-            outcome => return Ok(outcome?),
-        }
-    }
-}

@@ -7,9 +7,12 @@
 //!
 //! * A number is used in epoch e only if the counter, as written in epochs ≤ e, lies beyond it. So whatever epochs a crash
 //!   takes away, a counter that remains lies beyond every number that remains.
-//! * The counter never decreases from one epoch to a later one.
+//! * As one mount writes it, the counter never decreases from one epoch to a later one.
 
-use std::{cell::Cell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
 
 use daos_dsr::client::{Document, TargetObjects};
 use daos_types::Epoch;
@@ -28,8 +31,8 @@ pub(crate) struct IdAllocator<T> {
     limit: Cell<u64>,
     /// The earliest epoch in which the counter stands at `limit`.
     recorded: Cell<Epoch>,
-    /// The latest epoch in which the counter was written.
-    latest: Cell<Epoch>,
+    /// In which epochs the counter was written that an operation of an earlier one may yet raise it in.
+    written: RefCell<Vec<Epoch>>,
     one_at_a_time: Rc<Semaphore>,
 }
 
@@ -45,13 +48,13 @@ impl<T: TargetObjects> IdAllocator<T> {
             next: Cell::new(stored_next),
             limit: Cell::new(stored_next),
             recorded: Cell::new(Epoch::MAX),
-            latest: Cell::new(Epoch::ZERO),
+            written: RefCell::default(),
             one_at_a_time: Semaphore::new(1),
         }
     }
 
-    /// (stamp, number) of a new object that an operation makes in `epoch`.
-    pub(crate) async fn allocate(&self, epoch: Epoch) -> Result<(u64, u64), FsError> {
+    /// (stamp, number) of a new object that an operation makes in `epoch`; `first_open` is the earliest in which one may yet.
+    pub(crate) async fn allocate(&self, epoch: Epoch, first_open: Epoch) -> Result<(u64, u64), FsError> {
         loop {
             if self.next.get() < self.limit.get() && self.recorded.get() <= epoch {
                 let number = self.next.get();
@@ -62,6 +65,7 @@ impl<T: TargetObjects> IdAllocator<T> {
             if self.next.get() < self.limit.get() && self.recorded.get() <= epoch {
                 continue;
             }
+            self.written.borrow_mut().retain(|written| *written > first_open);
             self.record(epoch).await?;
         }
     }
@@ -75,14 +79,65 @@ impl<T: TargetObjects> IdAllocator<T> {
             self.superblock.update(at, layout::SUPERBLOCK_DKEY, &[(NEXT_NUMBER, &bytes)]).await
         };
         write(epoch).await?;
-        if used_up && self.latest.get() > epoch {
-            // An operation of an older epoch raises the counter: where it was written later, it must not fall back. No
-            // more than two epochs are open at a time, so these two are all.
-            write(self.latest.get()).await?;
+        if used_up {
+            // An operation of an older epoch raises the counter: where it was written later, it must not fall back.
+            let later: Vec<Epoch> =
+                self.written.borrow().iter().copied().filter(|written| *written > epoch).collect();
+            for at in later {
+                write(at).await?;
+            }
         }
-        self.latest.set(self.latest.get().max(epoch));
+        if !self.written.borrow().contains(&epoch) {
+            self.written.borrow_mut().push(epoch);
+        }
         self.recorded.set(if used_up { epoch } else { self.recorded.get().min(epoch) });
         self.limit.set(limit);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Poll, Waker},
+    };
+
+    use daos_dsr::memory::MemoryTargets;
+
+    use super::*;
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
+                return value;
+            }
+        }
+    }
+
+    /// Only the latest epoch was looked after, as long as a mount had two of them. Since other calls through the handle begin
+    /// epochs too, an operation may last while the counter is raised in several.
+    #[test]
+    fn the_counter_falls_back_in_no_later_epoch() {
+        let targets = MemoryTargets::new(1, 1);
+        let document = Rc::new(Document::open(&targets, layout::superblock_object()).expect("a document"));
+        let ids = IdAllocator::new(document.clone(), 1, FIRST_NUMBER);
+        let first_open = Epoch(5);
+        let mut given = 0;
+        for epoch in [6, 7, 8, 5] {
+            for _ in 0..RANGE {
+                let (_, number) = block_on(ids.allocate(Epoch(epoch), first_open)).expect("a number");
+                given = given.max(number);
+            }
+            for seen_at in epoch..9 {
+                let fetched =
+                    block_on(document.fetch(Epoch(seen_at), layout::SUPERBLOCK_DKEY, &[NEXT_NUMBER]));
+                let bytes = fetched.expect("read").remove(0).value().expect("the counter");
+                let next = u64::from_le_bytes(bytes.try_into().expect("eight bytes"));
+                assert!(next > given, "in epoch {seen_at} the counter is {next}, and {given} has been given");
+            }
+        }
     }
 }

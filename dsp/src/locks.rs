@@ -41,6 +41,33 @@ impl Turn {
     pub(crate) fn epoch(&self) -> Epoch {
         self.ticket.epoch()
     }
+
+    /// Begins a change of several steps. If it does not [end](Steps::end), whether a step fails or nobody awaits it any more,
+    /// the epoch is never committed.
+    pub(crate) fn begin_steps(&self, what: String) -> Steps<'_> {
+        Steps { ticket: &self.ticket, what: Some(what) }
+    }
+}
+
+/// A change of several steps.
+pub(crate) struct Steps<'a> {
+    ticket: &'a Ticket,
+    what: Option<String>,
+}
+
+impl Steps<'_> {
+    /// All steps are made, or none.
+    pub(crate) fn end(mut self) {
+        self.what = None;
+    }
+}
+
+impl Drop for Steps<'_> {
+    fn drop(&mut self) {
+        if let Some(what) = self.what.take() {
+            self.ticket.note_half_done(what);
+        }
+    }
 }
 
 /// A lock that is held until this is dropped.

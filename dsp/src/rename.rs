@@ -85,18 +85,16 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         // Times first: they may find no space, and are no loss.
         to.parent.change(&turn, async { Ok(()) }).await?;
         from.parent.change(&turn, async { Ok(()) }).await?;
+        let steps = turn.begin_steps(format!("moving {} to {}", shown(from_name), shown(to_name)));
         let written = write_over(&to.parent, to_name, &entry, &in_the_way, epoch).await;
         // A refusal has changed nothing; any other error leaves open what has happened.
         if let Err(Step::First(DsrError::Target { .. })) = &written {
+            steps.end();
             return written.map(|()| true).map_err(FsError::from);
         }
-        let half_done = |error: FsError| {
-            shared.note_half_done(format!("moving {} to {}: {error}", shown(from_name), shown(to_name)));
-            error
-        };
-        written.map_err(FsError::from).map_err(half_done)?;
-        let removed = from.parent.document.remove_dkey(epoch, from_name).await;
-        removed.map_err(FsError::from).map_err(half_done)?;
+        written?;
+        from.parent.document.remove_dkey(epoch, from_name).await?;
+        steps.end();
         // What fails from here on leaves unused data behind; the rename has happened, and an open file goes with its name.
         let cleared = match (replaced_directory, &target_now) {
             (Some(directory), _) => {

@@ -2,7 +2,12 @@
 
 mod common;
 
-use common::{attributes, block_on, new_fs, options};
+use std::{
+    pin::pin,
+    task::{Context, Waker},
+};
+
+use common::{attributes, block_on, dump, new_fs, options};
 use daos_dsp::{Fs, FsError, Options};
 use daos_xstream::both;
 
@@ -119,4 +124,42 @@ fn a_huge_sparse_file_is_not_read_as_a_whole() {
     assert!(matches!(error, FsError::TooLarge(_)), "{error}");
     let (room, read) = block_on(file.read(1 << 50, daos_xstream::IoBuffer::zeroed(10)));
     assert_eq!((read.unwrap(), &room.as_slice()[..3]), (3, &b"end"[..]));
+}
+
+/// Nobody awaited a rename to its end: a timeout had dropped it between its steps. The next sync committed the new name beside
+/// the old one.
+#[test]
+fn a_rename_that_is_given_up_half_way_is_not_committed() {
+    let (mut refused, mut nothing) = (0, 0);
+    for seed in 0..10 {
+        for polls in 0.. {
+            let (pool, fs) = new_fs(2, seed);
+            block_on(async { fs.create("/old", attributes()).await?.write_at(0, b"text").await }).unwrap();
+            block_on(fs.sync()).unwrap();
+            let done = {
+                let mut rename = pin!(fs.rename("/old", "/new"));
+                let mut context = Context::from_waker(Waker::noop());
+                (0..polls).any(|_| rename.as_mut().poll(&mut context).is_ready())
+            };
+            match block_on(fs.sync()) {
+                Ok(_) if !done => nothing += 1,
+                Ok(_) => {}
+                Err(FsError::HalfDone(_)) => {
+                    refused += 1;
+                    let written = block_on(fs.create("/other", attributes())).map(drop);
+                    assert!(matches!(written, Err(FsError::HalfDone(_))), "{written:?}");
+                }
+                Err(error) => panic!("{error}"),
+            }
+            drop(fs);
+            pool.discard_uncommitted();
+            let names: Vec<_> = dump(&block_on(Fs::mount(&pool, options(9))).unwrap()).into_keys().collect();
+            let whole = [if done { b"/new".to_vec() } else { b"/old".to_vec() }];
+            assert_eq!(names, whole, "seed {seed}, {polls} steps");
+            if done {
+                break;
+            }
+        }
+    }
+    assert!(refused > 10 && nothing > 10, "{refused} half-way, {nothing} before");
 }

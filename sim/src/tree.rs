@@ -9,7 +9,7 @@ use daos_dsm::{
     rpc::control::Name,
 };
 use daos_dsp::{Attributes, FileType, FormatOptions, Fs, FsError, Options};
-use daos_dsr::client::{Anchor, Container, DsrError};
+use daos_dsr::client::{Anchor, Container, DsrError, Epochs};
 use daos_types::{Epoch, EpochRange};
 use daos_xstream::{Clock, Env, Rng, rpc::Status};
 use daos_xstream_sim::SimEnv;
@@ -140,6 +140,7 @@ impl User {
             random: client.env.rng().next_u64(),
             directory_times: client.roll(2) == 0,
             read_at: None,
+            epochs: Epochs::new(handle.held()),
         };
         if !state.borrow().formatted {
             match Fs::format(&targets, FormatOptions::default(), directory(), &options).await {

@@ -62,6 +62,23 @@ impl Cluster {
             .expect("the task ends")
     }
 
+    /// Starts a task of a client process of its own, which goes on until the node is killed.
+    pub fn start_client<F: Future<Output = ()> + 'static>(
+        &self,
+        task: impl FnOnce(Client<SimEnv>) -> F + 'static,
+    ) -> Node {
+        let node = self.sim.add_node(1);
+        let address = self.engine.address(0);
+        let task = Cell::new(Some(task));
+        node.start(move |env| {
+            let endpoint = Endpoint::new(&env, EndpointConfig::default());
+            let config = ClientConfig::new(Identity { uid: 1000, gid: 1000 });
+            let task = task.take().expect("a client has one core");
+            task(Client::with_endpoint(endpoint, config, vec![address.clone()]))
+        });
+        node
+    }
+
     /// Makes pool `tank` with a container `box` and a POSIX container `tree`.
     pub fn make(&self) {
         self.run(|client| async move {

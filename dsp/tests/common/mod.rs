@@ -11,7 +11,12 @@ use std::{
 };
 
 use daos_dsp::{Attributes, FileType, FormatOptions, Fs, Options};
-use daos_dsr::{client::Anchor, memory::MemoryTargets, placement::hash::mix};
+use daos_dsr::{
+    client::{Anchor, Epochs},
+    memory::MemoryTargets,
+    placement::hash::mix,
+};
+use daos_types::Epoch;
 
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
@@ -39,7 +44,13 @@ pub fn options(random: u64) -> Options {
         time.set(time.get() + 1);
         time.get()
     };
-    Options { now: Rc::new(now), random, directory_times: true, read_at: None }
+    Options {
+        now: Rc::new(now),
+        random,
+        directory_times: true,
+        read_at: None,
+        epochs: Epochs::new(Epoch::MAX),
+    }
 }
 
 pub fn attributes() -> Attributes {

@@ -1,11 +1,15 @@
-//! Which epoch a call writes into, and when an epoch is complete.
+//! Which epoch a call writes into, when an epoch is complete, and committing complete ones.
 //!
 //! # Invariants
 //!
 //! * A call takes a [`Ticket`], and writes into the ticket's epoch only, and only while it has it.
 //! * An epoch is closed once a later one has begun and no ticket of it is left; only then may it be committed. Otherwise half of
-//!   a call that touches several shards could be committed.
+//!   a call that touches several shards could be committed. So whoever writes through a container handle without choosing
+//!   epochs shares the [`Epochs`] of that handle: objects, and every file system that is mounted from it.
 //! * Nobody waits for a lock while he holds a ticket under which he has written: a sync never waits for one who waits.
+//! * The epoch of new calls goes back only after everything that was written and not committed has been given up: a later call
+//!   would be hidden by an earlier one.
+//! * No epoch is committed that holds a call which ended half-way.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,7 +18,12 @@ use std::{
 };
 
 use daos_types::Epoch;
-use daos_xstream::sync::Notify;
+use daos_xstream::{
+    rpc::Status,
+    sync::{Notify, Permit, Semaphore},
+};
+
+use super::{ContainerEpochs, DsrError};
 
 /// The epochs of one container handle, for calls that do not choose theirs.
 pub struct Epochs {
@@ -22,6 +31,12 @@ pub struct Epochs {
     /// Epochs with tickets, and how many each has; ascending. Not a map: a call after another must not allocate.
     under_way: RefCell<VecDeque<(Epoch, usize)>>,
     ended: Notify,
+    /// Who holds, syncs or discards, does it alone.
+    exclusive: Rc<Semaphore>,
+    /// How often something that was not committed may have been given up.
+    given_up: Cell<u64>,
+    /// What ended half-way, and the epoch it wrote into.
+    half_done: RefCell<Option<(Epoch, String)>>,
 }
 
 /// Right of one call to write into an epoch, which stays open until the ticket is dropped.
@@ -34,17 +49,50 @@ pub struct Ticket {
 impl Epochs {
     /// Calls write into `held` first; [`Epoch::MAX`] while nothing is held.
     pub fn new(held: Epoch) -> Rc<Self> {
-        Rc::new(Self { current: Cell::new(held), under_way: RefCell::default(), ended: Notify::new() })
+        Rc::new(Self {
+            current: Cell::new(held),
+            under_way: RefCell::default(),
+            ended: Notify::new(),
+            exclusive: Semaphore::new(1),
+            given_up: Cell::new(0),
+            half_done: RefCell::default(),
+        })
     }
 
-    /// The epoch into which new calls write.
+    /// The epoch into which new calls write; [`Epoch::MAX`] while nothing is held.
     pub fn current(&self) -> Epoch {
         self.current.get()
     }
 
-    /// Lets new calls write into `epoch`: another one was held, or committed.
-    pub fn set_current(&self, epoch: Epoch) {
-        self.current.set(epoch);
+    /// The earliest epoch into which a call may still write.
+    pub fn first_open(&self) -> Epoch {
+        self.under_way.borrow().front().map_or(self.current.get(), |(first, _)| *first)
+    }
+
+    /// Holds what can be held first, unless something is held: from then on there are tickets.
+    pub async fn begin(&self, handle: &impl ContainerEpochs) -> Result<(), DsrError> {
+        if self.current.get() == Epoch::MAX {
+            let _one = self.exclusive.acquire().await;
+            self.hold_first(handle).await?;
+        }
+        Ok(())
+    }
+
+    async fn hold_first(&self, handle: &impl ContainerEpochs) -> Result<(), DsrError> {
+        // Another call may have held, written and synced meanwhile: nobody writes into what that has closed.
+        if self.current.get() == Epoch::MAX {
+            let held = handle.hold(Epoch::ZERO).await?;
+            self.begin_at(held);
+        }
+        Ok(())
+    }
+
+    /// Lets new calls write into `epoch`, unless they do so into a later one: it is held.
+    pub fn begin_at(&self, epoch: Epoch) {
+        let current = self.current.get();
+        if current == Epoch::MAX || current < epoch {
+            self.current.set(epoch);
+        }
     }
 
     /// The right to write into the current epoch.
@@ -53,7 +101,7 @@ impl Epochs {
         let mut under_way = self.under_way.borrow_mut();
         match under_way.binary_search_by_key(&epoch, |(epoch, _)| *epoch) {
             Ok(place) => under_way[place].1 += 1,
-            // At the end, but after a hold of an earlier epoch.
+            // At the end, but after what was given up.
             Err(place) => under_way.insert(place, (epoch, 1)),
         }
         Ticket { epochs: self.clone(), epoch }
@@ -66,11 +114,71 @@ impl Epochs {
         before
     }
 
-    /// Waits until no call writes into `epoch` or an earlier one any more.
-    pub async fn closed(&self, epoch: Epoch) {
+    /// Waits until no call writes into `epoch` or an earlier one any more, and lets none begin to: what is committed up to
+    /// here are whole calls.
+    pub async fn close(&self, epoch: Epoch) {
+        let current = self.current.get();
+        if current != Epoch::MAX && current <= epoch {
+            self.current.set(epoch.next());
+        }
         while self.under_way.borrow().front().is_some_and(|(first, _)| *first <= epoch) {
             self.ended.notified().await;
         }
+    }
+
+    /// Makes every call that was complete before this one last: waits for those under way, flushes and commits. New calls go
+    /// on meanwhile, in the next epoch. Returns the committed epoch.
+    pub async fn sync(&self, handle: &impl ContainerEpochs) -> Result<Epoch, DsrError> {
+        let given_up = self.given_up.get();
+        let _one = self.exclusive.acquire().await;
+        if self.given_up.get() != given_up {
+            return Err(DsrError::GivenUp);
+        }
+        self.hold_first(handle).await?;
+        let last = self.advance();
+        self.close(last).await;
+        loop {
+            self.check_whole(last)?;
+            handle.flush(last).await?;
+            match handle.commit(last).await {
+                // A repeated request that was held up on its way may arrive between the flush and the commit, and takes the
+                // flush back: then both are done again.
+                Err(DsrError::Target { status, .. }) if Status(status) == Status::NOT_FLUSHED => {}
+                outcome => return outcome.map(|()| last),
+            }
+        }
+    }
+
+    /// Notes that a call ended between two of its steps in `epoch`: it and what comes after must never be committed.
+    pub fn note_half_done(&self, epoch: Epoch, what: String) {
+        let mut half_done = self.half_done.borrow_mut();
+        if half_done.as_ref().is_none_or(|(first, _)| epoch < *first) {
+            *half_done = Some((epoch, what));
+        }
+    }
+
+    /// Refuses if something up to `epoch` has ended half-way.
+    pub fn check_whole(&self, epoch: Epoch) -> Result<(), DsrError> {
+        match &*self.half_done.borrow() {
+            Some((first, what)) if *first <= epoch => Err(DsrError::HalfDone(what.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// How often something that was not committed may have been given up: who remembers what he has written compares.
+    pub fn given_up(&self) -> u64 {
+        self.given_up.get()
+    }
+
+    /// Everything that is not committed is about to be discarded, or some of it. Waits for the calls under way; those to come
+    /// wait until the permit is dropped, and then hold what can be held first.
+    pub async fn give_up(&self) -> Permit {
+        let permit = self.exclusive.acquire().await;
+        self.given_up.set(self.given_up.get() + 1);
+        self.current.set(Epoch::MAX);
+        self.close(Epoch::MAX).await;
+        *self.half_done.borrow_mut() = None;
+        permit
     }
 }
 
@@ -78,6 +186,11 @@ impl Ticket {
     /// The epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Notes that the call has ended between two of its steps: its epoch must never be committed.
+    pub fn note_half_done(&self, what: String) {
+        self.epochs.note_half_done(self.epoch, what);
     }
 }
 
@@ -106,7 +219,7 @@ mod tests {
 
     fn is_closed(epochs: &Epochs, epoch: u64) -> bool {
         let mut context = Context::from_waker(Waker::noop());
-        pin!(epochs.closed(Epoch(epoch))).poll(&mut context) == Poll::Ready(())
+        pin!(epochs.close(Epoch(epoch))).poll(&mut context) == Poll::Ready(())
     }
 
     #[test]
@@ -121,12 +234,73 @@ mod tests {
         assert!(!is_closed(&epochs, 5));
         drop(second);
         assert!(is_closed(&epochs, 5) && !is_closed(&epochs, 6));
-        // A hold may go back where nothing is held; earlier epochs are looked at all the same.
-        epochs.set_current(Epoch(2));
-        let earlier = epochs.ticket();
+        // What is asked for is closed to those who come.
+        assert_eq!(epochs.current(), Epoch(7));
         drop(later);
-        assert!(!is_closed(&epochs, 6) && is_closed(&epochs, 1));
-        drop(earlier);
-        assert!(is_closed(&epochs, u64::MAX));
+        assert!(is_closed(&epochs, 9));
+        assert_eq!(epochs.ticket().epoch(), Epoch(10));
+    }
+
+    /// A hold of an epoch that was held anyway let new calls write below what older ones had written: they were acknowledged,
+    /// and hidden.
+    #[test]
+    fn new_calls_never_write_below_older_ones_until_these_are_given_up() {
+        let epochs = Epochs::new(Epoch(5));
+        let _ = epochs.advance();
+        epochs.begin_at(Epoch(5));
+        assert_eq!(epochs.current(), Epoch(6));
+        epochs.begin_at(Epoch(9));
+        assert_eq!(epochs.current(), Epoch(9));
+        let ticket = epochs.ticket();
+        let mut context = Context::from_waker(Waker::noop());
+        let mut giving_up = pin!(epochs.give_up());
+        assert!(giving_up.as_mut().poll(&mut context).is_pending(), "a call is under way");
+        drop(ticket);
+        let Poll::Ready(permit) = giving_up.poll(&mut context) else { panic!("no call is under way") };
+        let targets = crate::memory::MemoryTargets::new(1, 1);
+        let mut begin = pin!(epochs.begin(&targets));
+        assert!(begin.as_mut().poll(&mut context).is_pending(), "it is being discarded");
+        drop(permit);
+        assert_eq!(begin.poll(&mut context), Poll::Ready(Ok(())));
+        assert_eq!((epochs.current(), epochs.given_up()), (Epoch(1), 1));
+    }
+
+    /// A sync that waited while everything was discarded would have acknowledged what is gone.
+    #[test]
+    fn a_sync_that_waited_for_a_discard_fails() {
+        let epochs = Epochs::new(Epoch(5));
+        let targets = crate::memory::MemoryTargets::new(1, 1);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut giving_up = Box::pin(epochs.give_up());
+        let Poll::Ready(permit) = giving_up.as_mut().poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        let mut late = pin!(epochs.sync(&targets));
+        assert!(late.as_mut().poll(&mut context).is_pending());
+        let mut waiting = pin!(epochs.give_up());
+        drop(permit);
+        // It began when the discard was under way: what it is to make last was written after it.
+        assert_eq!(late.poll(&mut context), Poll::Ready(Ok(Epoch(1))));
+        let syncing = epochs.exclusive.try_acquire().expect("nobody is there");
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        let mut late = pin!(epochs.sync(&targets));
+        assert!(late.as_mut().poll(&mut context).is_pending());
+        drop(syncing);
+        assert!(waiting.poll(&mut context).is_ready());
+        assert_eq!(late.poll(&mut context), Poll::Ready(Err(DsrError::GivenUp)));
+    }
+
+    #[test]
+    fn what_ended_half_way_is_not_committed_nor_what_comes_after() {
+        let epochs = Epochs::new(Epoch(5));
+        let targets = crate::memory::MemoryTargets::new(1, 1);
+        let mut context = Context::from_waker(Waker::noop());
+        epochs.ticket().note_half_done("a move".to_owned());
+        let refused = pin!(epochs.sync(&targets)).poll(&mut context);
+        assert_eq!(refused, Poll::Ready(Err(DsrError::HalfDone("a move".to_owned()))));
+        assert!(epochs.check_whole(Epoch(4)).is_ok() && epochs.check_whole(Epoch(5)).is_err());
+        assert_eq!(targets.committed(), Epoch::ZERO);
+        assert!(pin!(epochs.give_up()).poll(&mut context).is_ready());
+        assert_eq!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Ok(Epoch(1))));
     }
 }

@@ -53,6 +53,14 @@ pub enum DsrError {
         /// Bytes.
         length: u64,
     },
+    /// A change ended half-way, so that its epoch and those after it can never be committed. What is not committed is
+    /// discarded when the container handle is closed; open it again and repeat it.
+    #[error("{0} ended half-way: nothing since the last sync can be committed; open again and repeat it")]
+    HalfDone(String),
+    /// What was written through this container handle and not committed was given up meanwhile: by a hold of a later epoch, or
+    /// by a discard. Nothing was committed; repeat what is still wanted.
+    #[error("what was written and not committed has been given up meanwhile; repeat what is still wanted")]
+    GivenUp,
     /// A target, or the way to it, failed. Of a change to several shards, any part may have happened; repeating it at the
     /// same epoch is safe.
     #[error("{message}")]

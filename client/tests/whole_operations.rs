@@ -1,0 +1,241 @@
+//! A file system's operations are committed whole, whoever commits: the mount, another mount of the same container handle,
+//! the handle itself. Each test stops the client after the commit and looks at what is there.
+//!
+//! The story: a mount counted its own epochs, beside those of the container handle that it was mounted from. A rename writes
+//! the new name and removes the old one in one epoch; a sync of the handle, or of another mount of it, knew nothing of that
+//! and committed the epoch between the two steps. Then the client died, and the file was there under both names. With the
+//! target's old content under way too, it could also be gone.
+
+mod common;
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
+
+use common::{Cluster, open};
+use daos::{At, Container, DaosError, Epoch, Fetched, Fs, FsError, ObjectType, Objects, fs::Attributes};
+use daos_xstream::{Clock, Env};
+use daos_xstream_sim::{Loss, SimEnv};
+
+type Mounted = Fs<Objects<SimEnv>>;
+
+/// Who commits while a mount renames.
+#[derive(Clone, Copy, Debug)]
+enum Committer {
+    Handle,
+    OtherMount,
+    /// The handle, an epoch that it holds and has chosen itself.
+    Explicitly,
+}
+
+impl Committer {
+    async fn commit(self, container: &Container<SimEnv>, other: &Mounted) -> Result<(), DaosError> {
+        match self {
+            Self::Handle => container.sync().await.map(drop),
+            Self::OtherMount => Ok(other.sync().await.map(drop)?),
+            Self::Explicitly => {
+                let kv = container.kv(container.new_object_id(ObjectType::KeyValue, Some("SX"))?)?;
+                let epoch = container.hold(Epoch::ZERO).await?;
+                kv.put(epoch, b"key", b"chosen").await?;
+                container.flush(epoch).await?;
+                container.commit(epoch).await
+            }
+        }
+    }
+}
+
+/// Lets `work` make so many steps, then lets it rest for a while, as a task does whose thread is busy otherwise. During the
+/// rest and after it, `then` runs; returns when that is done. False if `work` was done before it had made so many steps.
+async fn interrupted_by<A>(
+    env: &SimEnv,
+    work: impl Future<Output = A>,
+    steps: u32,
+    rest: Duration,
+    then: impl Future<Output = ()>,
+) -> bool {
+    let (mut work, mut then) = (pin!(work), pin!(then));
+    let (mut made, mut done) = (0, false);
+    poll_fn(|context| {
+        if made < steps && !done {
+            done = work.as_mut().poll(context).is_ready();
+            made += 1;
+        }
+        if done || made == steps { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    let until = env.clock().now() + rest;
+    let mut rested = pin!(env.clock().sleep_until(until));
+    let mut resting = true;
+    let reached = !done;
+    poll_fn(|context| {
+        resting = resting && rested.as_mut().poll(context).is_pending();
+        if !resting && !done {
+            done = work.as_mut().poll(context).is_ready();
+        }
+        then.as_mut().poll(context)
+    })
+    .await;
+    reached
+}
+
+/// Content of a file; `None` if there is none.
+async fn content(fs: &Mounted, path: &str) -> Option<Vec<u8>> {
+    match fs.read_file(path).await {
+        Ok(bytes) => Some(bytes),
+        Err(FsError::NotFound(_)) => None,
+        Err(error) => panic!("{path}: {error}"),
+    }
+}
+
+async fn write(fs: &Mounted, path: &str, bytes: &[u8]) {
+    let file = fs.create(path, Attributes::new(0o644, 1, 2)).await.unwrap();
+    file.write_at(0, bytes).await.unwrap();
+    file.close().await.unwrap();
+}
+
+/// Commits at every step of a rename, and looks at what is there once the client is dead. Returns how many states were seen:
+/// before the rename, and after it.
+fn commit_at_every_step(seed: u64, committer: Committer) -> (u32, u32) {
+    let cluster = Cluster::new(seed);
+    cluster.make();
+    let (mut before, mut after) = (0, 0);
+    for steps in 0.. {
+        assert!(steps < 200, "a rename of so many steps");
+        let rest = Duration::from_micros(cluster.sim.choose(20_000));
+        let (committed, reached) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let (was_committed, was_reached) = (committed.clone(), reached.clone());
+        let node = cluster.start_client(move |client| async move {
+            let container = open(&client, "tree").await;
+            let fs = container.mount().await.unwrap();
+            let other = container.mount().await.unwrap();
+            for name in ["/old", "/new"] {
+                let _ = fs.unlink(name).await;
+            }
+            write(&fs, "/old", b"moved").await;
+            write(&fs, "/new", b"replaced").await;
+            fs.sync().await.unwrap();
+            let commit = async { committer.commit(&container, &other).await.unwrap() };
+            reached.set(interrupted_by(client.env(), fs.rename("/old", "/new"), steps, rest, commit).await);
+            committed.set(true);
+            // The client does nothing more until it is killed.
+            std::future::pending::<()>().await;
+        });
+        cluster.sim.run_until(Duration::from_secs(600), || was_committed.get()).expect("the commit ends");
+        node.kill(Loss::Power);
+        if cluster.sim.choose(4) == 0 {
+            cluster.restart();
+        }
+        let renamed = cluster.run(move |client| async move {
+            client.pool_evict("tank", None).await.unwrap();
+            let container = open(&client, "tree").await;
+            let epoch = container.epochs().await.unwrap().container_hce;
+            let committed = container.mount_at(epoch).await.unwrap();
+            let found = (content(&committed, "/old").await, content(&committed, "/new").await);
+            // Nothing of the dead client is left beyond what it has committed.
+            let now = container.mount().await.unwrap();
+            assert_eq!((content(&now, "/old").await, content(&now, "/new").await), found);
+            container.close().await.unwrap();
+            match found {
+                (Some(old), Some(new)) if old == b"moved" && new == b"replaced" => false,
+                (None, Some(new)) if new == b"moved" => true,
+                half => panic!("seed {seed}, {committer:?} after {steps} steps: half a rename: {half:?}"),
+            }
+        });
+        if renamed {
+            after += 1
+        } else {
+            before += 1
+        }
+        if !was_reached.get() {
+            break;
+        }
+    }
+    (before, after)
+}
+
+fn commit_at_every_step_of_many_seeds(committer: Committer) {
+    let (mut before, mut after) = (0, 0);
+    for seed in 0..30 {
+        let seen = commit_at_every_step(seed, committer);
+        (before, after) = (before + seen.0, after + seen.1);
+    }
+    assert!(before > 50 && after > 50, "{before} before the rename, {after} after it: both must be seen");
+}
+
+#[test]
+fn a_sync_of_the_handle_commits_no_half_of_a_rename() {
+    commit_at_every_step_of_many_seeds(Committer::Handle);
+}
+
+#[test]
+fn a_sync_of_another_mount_of_the_handle_commits_no_half_of_a_rename() {
+    commit_at_every_step_of_many_seeds(Committer::OtherMount);
+}
+
+#[test]
+fn a_commit_of_a_chosen_epoch_takes_no_half_of_a_rename() {
+    commit_at_every_step_of_many_seeds(Committer::Explicitly);
+}
+
+/// An automatic write after a hold went into the first held epoch, below those of earlier automatic writes: it was
+/// acknowledged, and the older value was read.
+#[test]
+fn an_automatic_write_after_a_hold_is_the_newest() {
+    let cluster = Cluster::new(1);
+    cluster.make();
+    cluster.run(|client| async move {
+        let container = open(&client, "box").await;
+        let kv = container.kv(container.new_object_id(ObjectType::KeyValue, Some("S1")).unwrap()).unwrap();
+        for value in [b"first", b"again", b"third"] {
+            kv.put(At::Auto, b"key", value).await.unwrap();
+        }
+        container.hold(Epoch::ZERO).await.unwrap();
+        kv.put(At::Auto, b"key", b"newest").await.unwrap();
+        let newest = Fetched::Value(b"newest".to_vec());
+        assert_eq!(kv.get(At::Auto, b"key").await.unwrap(), newest);
+        let epoch = container.sync().await.unwrap();
+        assert_eq!(kv.get(epoch, b"key").await.unwrap(), newest);
+        container.close().await.unwrap();
+    });
+}
+
+/// What a mount has written can be given up under it, by a hold of a later epoch or a discard. A sync of it must not say then
+/// that it lasts.
+#[test]
+fn a_mount_whose_writes_were_given_up_says_so() {
+    let cluster = Cluster::new(1);
+    cluster.make();
+    cluster.run(|client| async move {
+        let container = open(&client, "tree").await;
+        for later_hold in [false, true] {
+            let fs = container.mount().await.unwrap();
+            write(&fs, "/kept", b"kept").await;
+            let last = fs.sync().await.unwrap();
+            write(&fs, "/lost", b"lost").await;
+            match later_hold {
+                true => assert_eq!(container.hold(Epoch(last.0 + 10)).await.unwrap(), Epoch(last.0 + 10)),
+                false => container.discard().await.unwrap(),
+            }
+            let given_up =
+                |error: Option<FsError>| assert!(matches!(error, Some(FsError::GivenUp)), "{error:?}");
+            given_up(fs.create("/more", Attributes::new(0o644, 1, 2)).await.err());
+            given_up(fs.sync().await.err());
+            let again = container.mount().await.unwrap();
+            assert_eq!(content(&again, "/lost").await, None);
+            write(&again, "/lost", b"written again").await;
+            let epoch = again.sync().await.unwrap();
+            let committed = container.mount_at(epoch).await.unwrap();
+            assert_eq!(content(&committed, "/lost").await, Some(b"written again".to_vec()));
+            assert_eq!(content(&committed, "/kept").await, Some(b"kept".to_vec()));
+            for name in ["/kept", "/lost"] {
+                again.unlink(name).await.unwrap();
+            }
+        }
+        container.close().await.unwrap();
+    });
+}
