@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::config::{Config, ConfigError, Fabrics};
+use crate::config::{Config, ConfigError, Fabrics, ScrubMode};
 
 /// Serve the DAOS targets of a storage node.
 ///
@@ -32,6 +32,10 @@ pub struct Arguments {
     /// Fabrics of a development engine: local (shared memory), tcp (libfabric on loopback), or both.
     #[arg(long, default_value = "local,tcp", conflicts_with = "config")]
     pub fabric: String,
+    /// Whether a development engine compares what it stores with its checksums in the background: timed (once a week, at
+    /// 8 MiB/s for each target) or off.
+    #[arg(long, value_enum, default_value = "timed", hide_possible_values = true, conflicts_with = "config")]
+    pub scrub: ScrubMode,
     /// Server file of a production engine (YAML, see docs/operations.md).
     #[arg(long, short = 'o')]
     pub config: Option<PathBuf>,
@@ -48,7 +52,9 @@ impl Arguments {
             None => {
                 let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4) as u32);
                 let fabrics = Fabrics::parse(&self.fabric)?;
-                Config::development(self.dir, self.targets.unwrap_or(cores), self.size, fabrics)?
+                let targets = self.targets.unwrap_or(cores);
+                let config = Config::development(self.dir, targets, self.size, fabrics)?;
+                Config { scrub: config.scrub.filter(|_| self.scrub == ScrubMode::Timed), ..config }
             }
         };
         if let Some(log) = self.log {

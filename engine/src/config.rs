@@ -3,8 +3,13 @@
 //! The server file uses DAOS's names where the meaning is the same, so that a file written for DAOS reads familiarly.
 //! Unknown keys are refused: a misspelt one must not silently fall back to a default.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use daos_dsm::service::ScrubConfig;
+use daos_vos::ScrubRate;
 use serde::Deserialize;
 
 /// Bytes in a GiB: the unit of sizes in the server file.
@@ -41,6 +46,18 @@ pub struct Config {
     pub format_when_empty: bool,
     /// Users who may manage pools, besides root and the user who runs the engine.
     pub administrators: Vec<u32>,
+    /// Whether and how targets compare what they store with its checksums in the background.
+    pub scrub: Option<ScrubConfig>,
+}
+
+/// Whether the scrubber runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ScrubMode {
+    /// It does not.
+    Off,
+    /// A pass over every pool begins every so often.
+    Timed,
 }
 
 /// Which fabrics serve clients.
@@ -108,6 +125,12 @@ struct EngineSection {
     fabric_iface_port: Option<u16>,
     log_mask: Option<String>,
     log_file: Option<PathBuf>,
+    #[serde(default = "default_scrub")]
+    scrub: ScrubMode,
+    /// Seconds.
+    scrub_freq: Option<u64>,
+    /// MiB per second and target.
+    scrub_rate: Option<u64>,
     storage: Vec<StorageSection>,
 }
 
@@ -130,6 +153,10 @@ fn default_log_mask() -> String {
     "info".into()
 }
 
+fn default_scrub() -> ScrubMode {
+    ScrubMode::Timed
+}
+
 fn default_host() -> String {
     "127.0.0.1".into()
 }
@@ -150,6 +177,7 @@ impl Config {
             let what = format!("`engines` lists {} engines", engines.len());
             wrong(place, what, "give each engine a server file and a process of its own")
         })?;
+        let scrub = scrub_config(&engine, place)?;
         let mut memory = None;
         let mut block_bytes = None;
         for storage in engine.storage {
@@ -207,6 +235,7 @@ impl Config {
             log_file: engine.log_file.or(file.control_log_file),
             format_when_empty: false,
             administrators: file.administrators,
+            scrub,
         };
         config.checked(place)
     }
@@ -232,6 +261,7 @@ impl Config {
             log_file: None,
             format_when_empty: true,
             administrators: Vec::new(),
+            scrub: Some(ScrubConfig::default()),
         }
         .checked("--dev")
     }
@@ -263,6 +293,19 @@ impl Config {
         }
         Ok(self)
     }
+}
+
+/// What an engine's section says of the scrubber.
+fn scrub_config(engine: &EngineSection, place: &str) -> Result<Option<ScrubConfig>, ConfigError> {
+    let default = ScrubConfig::default();
+    let at_least_one = |key, value: Option<u64>| match value {
+        Some(0) => Err(wrong(place, format!("`{key}` is 0"), "choose 1 or more, or `scrub: off`")),
+        value => Ok(value),
+    };
+    let period = at_least_one("scrub_freq", engine.scrub_freq)?.map_or(default.period, Duration::from_secs);
+    let rate = at_least_one("scrub_rate", engine.scrub_rate)?
+        .map_or(default.rate, |mebibytes| ScrubRate { bytes_per_second: mebibytes.saturating_mul(1 << 20) });
+    Ok((engine.scrub == ScrubMode::Timed).then_some(ScrubConfig { period, rate }))
 }
 
 impl Fabrics {
@@ -330,6 +373,23 @@ engines:
         assert_eq!(parse(&text).unwrap().administrators, [1000, 1001]);
         let error = parse(&FILE.replace("telemetry_port: 9191", "administrators: [alice]")).unwrap_err();
         assert!(error.contains("administrators") || error.contains("u32"), "{error}");
+    }
+
+    #[test]
+    fn the_scrubber_runs_unless_told_otherwise() {
+        assert_eq!(parse(FILE).unwrap().scrub, Some(ScrubConfig::default()));
+        let with = |lines: &str| parse(&FILE.replace("  first_core: 0\n", lines));
+        assert_eq!(with("  scrub: off\n").unwrap().scrub, None);
+        let scrub = with("  scrub: timed\n  scrub_freq: 3600\n  scrub_rate: 2\n").unwrap().scrub.unwrap();
+        assert_eq!((scrub.period.as_secs(), scrub.rate.bytes_per_second), (3600, 2 << 20));
+        for (lines, reason) in [
+            ("  scrub: lazy\n", "lazy"),
+            ("  scrub_freq: 0\n", "`scrub_freq` is 0"),
+            ("  scrub_rate: 0\n", "`scrub_rate` is 0"),
+        ] {
+            let error = with(lines).unwrap_err();
+            assert!(error.contains(reason), "{lines}: {error}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use daos_dsm::service::Target;
+use daos_dsm::service::{ScrubUsage, Target};
 use daos_xstream::{
     Class, Clock, CounterKind, Env, Fabric, Spawn,
     rpc::Endpoint,
@@ -103,6 +103,29 @@ impl Published {
         self.counter("engine_log_commits_total", commits, usage.log.commits);
         self.counter("engine_log_bytes_written_total", "Bytes written to the logs.", usage.log.bytes_written);
         self.counter("engine_log_checkpoints_total", "Checkpoints completed.", usage.log.checkpoints);
+        self.copy_scrubber(&usage.scrub);
+    }
+
+    fn copy_scrubber(&mut self, scrub: &ScrubUsage) {
+        for (name, help, total) in [
+            ("passes", "Passes of the scrubber over a pool that came to their end.", scrub.passes),
+            ("passes_failed", "Passes of the scrubber that media cut short.", scrub.passes_failed),
+            ("records", "Records that the scrubber looked at.", scrub.records),
+            ("bytes", "Bytes that the scrubber compared with their checksums.", scrub.bytes),
+            (
+                "faults",
+                "Faults that the scrubber found; one that stays is found by every pass.",
+                scrub.faults,
+            ),
+        ] {
+            self.counter(&format!("engine_scrub_{name}_total"), help, total);
+        }
+        let help = "Pools in which the last pass of the scrubber found a fault.";
+        self.gauge("engine_scrub_damaged_pools", help, scrub.damaged_pools);
+        let took = u64::try_from(scrub.last_pass.as_millis()).unwrap_or(u64::MAX);
+        self.gauge("engine_scrub_last_pass_milliseconds", "How long the last whole pass took.", took);
+        let help = "When the last whole pass ended, in seconds since 1970 (UTC); 0 if none has.";
+        self.gauge("engine_scrub_last_pass_end_seconds", help, scrub.last_pass_end.0 / 1_000_000_000);
     }
 
     fn labelled_counter(&mut self, name: &str, label: Label, help: &'static str, total: u64) {

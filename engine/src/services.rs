@@ -31,6 +31,7 @@ pub async fn start(
         grace: HANDLE_GRACE,
         grace_verified: HANDLE_GRACE_VERIFIED,
         limits: Limits::default(),
+        scrub: config.scrub,
     };
     Ok(service::start(env, endpoint, config).await?)
 }

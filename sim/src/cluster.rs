@@ -11,11 +11,11 @@ use daos_dsm::{
     access::{Capabilities, Identity},
     client::{Caller, ClientConfig, PoolSpec, Service},
     rpc::control::{ContainerProperties, Label, Name},
-    service::{self, Limits, ServiceConfig},
+    service::{self, Limits, ScrubConfig, ServiceConfig, Target},
 };
-use daos_vos::MediaKind;
+use daos_vos::{MediaKind, ScrubRate};
 use daos_xstream::{
-    Address,
+    Address, Env,
     rpc::{Endpoint, EndpointConfig},
 };
 use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
@@ -32,6 +32,9 @@ use crate::{
 /// The pool.
 pub const POOL: &str = "tank";
 const TARGETS: u32 = 2;
+/// Several passes in a run, each over many of its changes.
+const SCRUB: ScrubConfig =
+    ScrubConfig { period: Duration::from_millis(700), rate: ScrubRate { bytes_per_second: 2 << 20 } };
 /// No call of a client ends before it is answered: a run is shorter than this.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 
@@ -181,6 +184,7 @@ impl Cluster {
             // The simulated network vouches for peers; both times are the same here, so that one rule can be checked.
             grace_verified: self.shared.plan.grace,
             limits: Limits::default(),
+            scrub: Some(SCRUB),
         };
         let shared = Rc::downgrade(&self.shared);
         self.engine.start(move |env| {
@@ -204,10 +208,29 @@ impl Cluster {
     /// Crashes the engine.
     pub fn crash_engine(&self, loss: Loss) {
         self.shared.log(|| format!("{:?} -- engine crashes: {loss:?}", self.sim.elapsed()));
+        self.check_scrubbers();
         self.engine.kill(loss);
         self.shared.started.set(0);
         self.shared.on.set(false);
         self.shared.model.borrow_mut().crashed();
+    }
+
+    /// In this life of the engine scrubbers have found damage only where there can be some.
+    pub fn check_scrubbers(&self) {
+        if !self.engine.is_alive() {
+            return;
+        }
+        let mut model = self.shared.model.borrow_mut();
+        for core in 0..TARGETS {
+            let Some(target) = self.engine.env(core).locals().get::<Target<SimEnv>>() else { continue };
+            let found = target.usage().scrub;
+            model.scrub_passes += found.passes;
+            if found.faults + found.passes_failed > 0 && !model.damaged && !model.may_be_sick() {
+                let story =
+                    format!("the scrubber of target {core} finds damage where there is none: {found:?}");
+                model.violate(Rule::Scrub, story);
+            }
+        }
     }
 
     /// Makes the pool and the containers, before there is any fault.

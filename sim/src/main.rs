@@ -56,6 +56,7 @@ struct Totals {
     crashes: u64,
     comparisons: u64,
     refused_reads: u64,
+    scrub_passes: u64,
     virtual_ms: u64,
 }
 
@@ -112,6 +113,7 @@ fn is_flawless(arguments: &Arguments) -> bool {
         totals.crashes += outcome.crashes;
         totals.comparisons += outcome.comparisons;
         totals.refused_reads += outcome.refused_reads;
+        totals.scrub_passes += outcome.scrub_passes;
         totals.virtual_ms += outcome.virtual_ms;
         totals.failures += u64::from(outcome.violation.is_some());
         report(&outcome, arguments);
@@ -119,11 +121,12 @@ fn is_flawless(arguments: &Arguments) -> bool {
     });
     if !arguments.json {
         let twice = if arguments.twice { ", every seed twice with the same hash" } else { "" };
-        let Totals { seeds, failures, crashes, comparisons, refused_reads, virtual_ms } = totals;
+        let Totals { seeds, failures, crashes, comparisons, refused_reads, scrub_passes, virtual_ms } =
+            totals;
         let seconds = begun.elapsed().as_secs_f64();
         println!(
             "{seeds} seeds, {crashes} engine crashes, {comparisons} comparisons, {refused_reads} reads refused for \
-             damage, {failures} failures{twice}"
+             damage, {scrub_passes} passes of scrubbers, {failures} failures{twice}"
         );
         println!(
             "{} s of virtual time in {seconds:.1} s: {:.0} seeds/s",

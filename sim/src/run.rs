@@ -49,6 +49,8 @@ pub struct Outcome {
     pub crashes: u64,
     /// Reads that were refused because media had changed what they hold.
     pub refused_reads: u64,
+    /// Passes of scrubbers.
+    pub scrub_passes: u64,
     /// What was broken.
     pub violation: Option<Violation>,
 }
@@ -68,6 +70,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
             comparisons: 0,
             crashes: 0,
             refused_reads: 0,
+            scrub_passes: 0,
             violation: Some(Violation { rule: Rule::Panic, story: text.to_owned() }),
         }
     })
@@ -96,6 +99,7 @@ fn run_cluster(seed: u64, options: Options) -> Outcome {
         comparisons: model.comparisons,
         crashes: model.engine_life - 1,
         refused_reads: model.refused_reads,
+        scrub_passes: model.scrub_passes,
         violation: model.violation().cloned(),
     }
 }
@@ -133,6 +137,7 @@ fn drive(cluster: &Cluster, options: Options) -> Result<(), Stopped> {
             cluster.start_engine();
         }
     }
+    cluster.check_scrubbers();
     cluster.audit_files();
     Ok(())
 }

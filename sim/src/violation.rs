@@ -18,6 +18,8 @@ pub enum Rule {
     ReadEpoch,
     /// What media have changed is never returned as data.
     Checksum,
+    /// The scrubber finds no damage where media have not changed.
+    Scrub,
     /// A file system does what a naive tree does, and is after a crash as the last sync left it.
     Tree,
     /// A pool that was made is there, one that was destroyed is not, and nothing is left of either.

@@ -353,6 +353,14 @@ impl<E: Env> Pool<E> {
         }
     }
 
+    /// Compares bytes on the block tier with their checksums, some at a time.
+    pub(crate) async fn verify_stored(&self, place: &BlockRef) -> Result<(), Error> {
+        match &self.0.blocks {
+            Some(blocks) => place.verify(blocks).await,
+            None => Err(Error::Invalid("the pool has no block tier")),
+        }
+    }
+
     /// Makes a container. [`Error::Exists`] if there is one with this UUID.
     pub fn container_create(&self, uuid: Uuid) -> Result<Sealed, Error> {
         let probe = Probe::number(uuid.as_u128());
@@ -474,7 +482,7 @@ impl<E: Env> Pool<E> {
         self.0.root + offset_of!(PoolRoot, containers) as u64
     }
 
-    fn find_container(&self, heap: &Heap, uuid: Uuid) -> Result<Option<u64>, Error> {
+    pub(crate) fn find_container(&self, heap: &Heap, uuid: Uuid) -> Result<Option<u64>, Error> {
         let root: u64 = *memory::read(heap, self.containers_place())?;
         tree::get(heap, Containers, root, &Probe::number(uuid.as_u128()))
     }

@@ -2,13 +2,15 @@
 //!
 //! # Invariants
 //!
-//! * Between two slices everybody else may run, and change what they like. A slice looks at few records.
+//! * Between two slices everybody else may run, and change what they like. A slice looks at few records and few bytes,
+//!   however many containers, punches or bytes of one value there are.
+//! * No pause is taken while blocks are pinned.
 //! * A fault is counted, told and passed by; nothing is changed. Who has another replica mends it.
 
-use std::{cell::Cell, mem::offset_of, rc::Rc, time::Duration};
+use std::{cell::Cell, ops::ControlFlow, time::Duration};
 
 use daos_types::{Checksum, EpochRange};
-use daos_xstream::{Clock, Env, Spawn};
+use daos_xstream::{Clock, Env, Spawn, Time};
 use uuid::Uuid;
 
 use crate::{
@@ -16,22 +18,35 @@ use crate::{
     extents::{self, ExtentSource, Holder},
     memory,
     records::{
-        ArrayHead, ContainerRecord, Extent, Extents, KeyRecord, Kind, PUNCHED, STORED, Version, Versions,
-        key_verified,
+        ArrayHead, ContainerRecord, Containers, Extent, Extents, KeyRecord, Kind, PUNCHED, STORED, Version,
+        Versions, key_verified,
     },
     sweep::{Candidate, Sweep},
-    tree::{self, Probe},
+    tree::{self, Bound, Probe},
     versions,
 };
 
 /// Records of one slice.
 const SLICE_RECORDS: usize = 16;
+/// Bytes of a slice after which it takes no more records: those of the last may come on top, in memory 1 MiB and two keys
+/// at most. Blocks that a slice refers to cannot be handed out again until it is done, so it must not take long.
+const SLICE_BYTES: u64 = 256 << 10;
+/// What has been read without a pause may take as long as this at the rate asked for.
+const BURST: Duration = Duration::from_millis(10);
+/// Reads that fail in a row after which the device counts as gone.
+const UNREADABLE_MAX: u32 = 16;
 
 /// How fast the scrubber may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScrubRate {
-    /// Bytes (of keys, values and extents, wherever they are) per second.
+    /// Bytes (of keys, values and extents, wherever they are) per second. A record counts as [`Self::RECORD_BYTES`] at
+    /// least: finding it takes time too.
     pub bytes_per_second: u64,
+}
+
+impl ScrubRate {
+    /// Bytes that a record counts as, if it has fewer.
+    pub const RECORD_BYTES: u64 = 1024;
 }
 
 /// What scrubbers of a pool have done. Shared: read it at any time.
@@ -60,18 +75,64 @@ struct Slice {
     loads: Vec<BlockRef>,
 }
 
+impl Slice {
+    /// Bytes that it has compared, or refers to.
+    fn taken(&self) -> u64 {
+        self.loads.iter().fold(self.bytes, |bytes, place| bytes + place.len())
+    }
+}
+
+/// Keeps to a rate.
+struct Pace<'e, E: Env> {
+    env: &'e E,
+    rate: ScrubRate,
+    /// When everything so far may have been read.
+    due: Time,
+}
+
+impl<'e, E: Env> Pace<'e, E> {
+    fn new(env: &'e E, rate: ScrubRate) -> Self {
+        Self { env, rate, due: env.clock().now() }
+    }
+
+    /// Lets others run, and waits if this much, read since `began`, comes too early.
+    async fn spend(&mut self, began: Time, bytes: u64) {
+        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(self.rate.bytes_per_second.max(1));
+        let cost = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+        self.due = self.due.max(began) + cost;
+        self.env.scheduler().yield_now().await;
+        if self.due > self.env.clock().now() + BURST {
+            self.settle().await;
+        }
+    }
+
+    /// Waits until everything so far may have been read.
+    async fn settle(&self) {
+        self.env.clock().sleep_until(self.due).await;
+    }
+}
+
 impl<E: Env> Pool<E> {
     /// Compares every key, value and extent that is there all the while with its checksum, once, at `rate`; tells
-    /// `on_fault` what is wrong. An error means that the pass was given up: media failed.
+    /// `on_fault` what is wrong. An error means that the pass was given up: media failed. Dropping the future ends the
+    /// pass.
     pub async fn scrub(
         &self,
         rate: ScrubRate,
-        counters: &Rc<ScrubCounters>,
+        counters: &ScrubCounters,
         mut on_fault: impl FnMut(&Fault),
     ) -> Result<(), Error> {
-        for container in self.containers()? {
+        let mut pace = Pace::new(&self.0.env, rate);
+        let (mut after, mut unreadable) = (None, 0);
+        while let Some(container) = self.next_container(after)? {
+            after = Some(container);
+            let mut tell = |what: String| {
+                add(&counters.faults, 1);
+                on_fault(&Fault { place: format!("container {container}"), what });
+            };
             let mut at = Some(Sweep::new(EpochRange::ALL));
             while let Some(from) = at.take() {
+                let began = self.0.env.clock().now();
                 let slice;
                 (slice, at) = match self.scrub_slice(container, &from) {
                     Ok(done) => done,
@@ -79,57 +140,70 @@ impl<E: Env> Pool<E> {
                     Err(Error::NotFound(_)) => break,
                     Err(error) => {
                         // What cannot be walked is a fault of its own; the rest of the container cannot be reached.
-                        add(&counters.faults, 1);
-                        on_fault(&Fault { place: format!("container {container}"), what: error.to_string() });
+                        tell(error.to_string());
                         break;
                     }
                 };
-                let Slice { records, mut bytes, mut faults, loads } = slice;
+                let Slice { records, mut bytes, faults, loads } = slice;
+                faults.into_iter().for_each(&mut tell);
                 for place in loads {
-                    match self.load(&place).await {
-                        Ok(_) => bytes += place.len(),
-                        Err(error @ (Error::BadChecksum { .. } | Error::Corrupt { .. })) => {
-                            faults.push(error.to_string());
+                    match self.verify_stored(&place).await {
+                        Ok(()) => (bytes, unreadable) = (bytes + place.len(), 0),
+                        Err(error) => {
+                            let readable = matches!(error, Error::BadChecksum { .. } | Error::Corrupt { .. });
+                            unreadable = if readable { 0 } else { unreadable + 1 };
+                            tell(error.to_string());
+                            if unreadable > UNREADABLE_MAX {
+                                return Err(error);
+                            }
                         }
-                        Err(error) => return Err(error),
                     }
                 }
                 add(&counters.records, records);
                 add(&counters.bytes, bytes);
-                add(&counters.faults, faults.len() as u64);
-                for what in faults {
-                    on_fault(&Fault { place: format!("container {container}"), what });
-                }
-                self.pause(bytes, rate).await;
+                pace.spend(began, bytes.max(records * ScrubRate::RECORD_BYTES)).await;
             }
         }
+        pace.settle().await;
         add(&counters.passes, 1);
         Ok(())
     }
 
-    /// Waits as long as reading `bytes` may take.
-    async fn pause(&self, bytes: u64, rate: ScrubRate) {
-        let world = &self.0.env;
-        let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(rate.bytes_per_second.max(1));
-        if nanoseconds > 0 {
-            let pause = Duration::from_nanos(nanoseconds.min(u128::from(u64::MAX)) as u64);
-            world.clock().sleep_until(world.clock().now() + pause).await;
-        } else {
-            world.scheduler().yield_now().await;
-        }
+    /// The first container after this one.
+    fn next_container(&self, after: Option<Uuid>) -> Result<Option<Uuid>, Error> {
+        let heap = self.0.store.heap();
+        let root: u64 = *memory::read(&heap, self.containers_place())?;
+        let probe = after.map(|uuid| Probe::number(uuid.as_u128()));
+        let bound = probe.as_ref().map_or(Bound::First, Bound::After);
+        let mut found = None;
+        let _ = tree::scan(&heap, Containers, root, bound, &mut |record| {
+            found = Some(Uuid::from_bytes(memory::read::<ContainerRecord>(&heap, record)?.uuid));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
     }
 
+    /// Looks at some of a container's records; gives where the next slice begins, if there is one.
     fn scrub_slice(&self, container: Uuid, from: &Sweep) -> Result<(Slice, Option<Sweep>), Error> {
-        let found = self.container_records()?.into_iter().find(|(uuid, _)| *uuid == container);
-        let (_, place) = found.ok_or(Error::NotFound("container"))?;
         let heap = self.0.store.heap();
-        let objects: u64 = *memory::read(&heap, place + offset_of!(ContainerRecord, objects) as u64)?;
-        let (records, at) = from.look(&heap, self.0.seed, objects, SLICE_RECORDS)?;
+        let place = self.find_container(&heap, container)?.ok_or(Error::NotFound("container"))?;
+        let record: &ContainerRecord = memory::read(&heap, place)?;
+        if record.destroying != 0 {
+            return Err(Error::NotFound("container"));
+        }
+        let look = |limit| from.look(&heap, self.0.seed, record.objects, limit);
+        let (candidates, mut at) = look(SLICE_RECORDS)?;
         let mut slice = Slice::default();
-        for record in records {
+        let count = candidates.len();
+        for (candidate, number) in candidates.into_iter().zip(1..) {
             slice.records += 1;
-            if let Err(error) = self.scrub_record(&heap, record, &mut slice) {
+            if let Err(error) = self.scrub_record(&heap, candidate, &mut slice) {
                 slice.faults.push(error.to_string());
+            }
+            if number < count && slice.taken() >= SLICE_BYTES {
+                // The next slice goes on after this record.
+                (_, at) = look(number)?;
+                break;
             }
         }
         Ok((slice, at))

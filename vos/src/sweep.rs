@@ -69,7 +69,8 @@ impl Sweep {
         Self { range, cursor: Cursor::default() }
     }
 
-    /// The next up to `limit` records of a container, whatever they are, and where to go on, if there are more.
+    /// The next up to `limit` records of a container, whatever they are, and where to go on, if there are more. All
+    /// punches of one object or dkey count as one record.
     pub fn look(
         &self,
         heap: &Heap,
@@ -348,6 +349,13 @@ impl<'h> Walk<'h> {
 
     /// Notes the punches that hide nothing any more, all that is older having been dealt with.
     fn punches(&mut self, root: u64, candidate: impl Fn(u64) -> Candidate) -> Result<(), Error> {
+        if self.all {
+            // One stands for all: they have no checksums of their own, but that of what they punch.
+            if root != 0 {
+                self.found.push(candidate(0));
+            }
+            return Ok(());
+        }
         let newest = punched_at(self.heap, root, self.range.high)?;
         let _ = tree::scan(self.heap, Punches, root, Bound::First, &mut |place| {
             let punch: &PunchRecord = memory::read(self.heap, place)?;

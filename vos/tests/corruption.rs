@@ -2,9 +2,7 @@
 
 mod support;
 
-use std::{cell::RefCell, rc::Rc};
-
-use daos_vos::{Error, Pool, ScrubCounters, ScrubRate};
+use daos_vos::{Error, Pool};
 use daos_xstream::Env;
 use daos_xstream_sim::{Config, Simulation};
 use support::{Random, driver::verify, image, sample};
@@ -80,33 +78,4 @@ fn a_flipped_bit_is_found_or_harmless() {
         // were checkpointed, so nobody reads it again.
         assert!(found > rounds / 8, "{name}: only {found} of {rounds} were found");
     }
-}
-
-#[test]
-fn the_scrubber_finds_damage_and_keeps_to_its_rate() {
-    let mut files = files();
-    // Byte 5000 of the extent that lies first on the block tier.
-    files[0].1[5000] ^= 4;
-    let simulation = Simulation::new(1, Config::default());
-    let node = simulation.add_node(1);
-    let ended = simulation.block_on(&node, move |env| async move {
-        use daos_xstream::Clock;
-        image::write_files(&env, "pool", &files).await;
-        let pool = Pool::open(&env, "pool").await.expect("the pool");
-        let counters = Rc::new(ScrubCounters::default());
-        let faults = Rc::new(RefCell::new(Vec::new()));
-        let began = env.clock().now();
-        let rate = ScrubRate { bytes_per_second: 100_000 };
-        let told = faults.clone();
-        let scrubbed = pool.scrub(rate, &counters, |fault| told.borrow_mut().push(fault.to_string())).await;
-        assert_eq!(scrubbed, Ok(()));
-        let took = env.clock().now().0 - began.0;
-        let bytes = counters.bytes.get();
-        assert!(bytes > 20_000, "{bytes} bytes were compared");
-        assert!(took >= bytes * 10_000, "{bytes} bytes in {took} ns");
-        assert_eq!((counters.passes.get(), counters.faults.get()), (1, 1));
-        let faults = faults.borrow();
-        assert!(faults[0].contains("block tier at 0x1000"), "{}", faults[0]);
-    });
-    ended.expect("the run ends");
 }

@@ -21,6 +21,7 @@ use super::{
     limits::Limits,
     object::ObjectService,
     refusal::Refusal,
+    scrub::{self, ScrubConfig},
     state::{Owner, PoolState, Tables},
     target::{HandleInfo, Target, all_or_first_error, on_all_targets, pool_directory},
 };
@@ -63,6 +64,8 @@ pub struct ServiceConfig {
     pub grace_verified: Duration,
     /// How much clients may make a pool hold.
     pub limits: Limits,
+    /// Whether and how targets compare what they store with its checksums in the background.
+    pub scrub: Option<ScrubConfig>,
 }
 
 impl Default for ServiceConfig {
@@ -78,6 +81,7 @@ impl Default for ServiceConfig {
             grace: Duration::from_secs(30),
             grace_verified: Duration::from_secs(1),
             limits: Limits::default(),
+            scrub: Some(ScrubConfig::default()),
         }
     }
 }
@@ -115,7 +119,10 @@ pub(super) struct Reserved {
 /// To be called once on every xstream of the engine, at the same time.
 pub async fn start<E: Env>(env: &E, endpoint: &Endpoint<E>, config: ServiceConfig) -> Result<(), Refusal> {
     let target = Target::start(env, config.media.clone());
-    endpoint.register(ObjectService::new(env, target));
+    endpoint.register(ObjectService::new(env, target.clone()));
+    if let Some(scrub) = config.scrub {
+        env.scheduler().spawn(Class::Background, "scrub", scrub::run(env.clone(), target, scrub));
+    }
     if env.core() != CoreId(0) {
         return Ok(());
     }

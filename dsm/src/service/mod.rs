@@ -18,6 +18,7 @@ mod pool;
 mod rdb;
 mod records;
 mod refusal;
+mod scrub;
 mod state;
 mod target;
 
@@ -25,4 +26,5 @@ pub use control::{Control, ServiceConfig, start};
 pub use limits::Limits;
 pub use rdb::{Batch, Rdb, Table};
 pub use refusal::Refusal;
+pub use scrub::{ScrubConfig, ScrubUsage};
 pub use target::{Target, TargetUsage};

@@ -18,7 +18,7 @@ use std::{
 use daos_types::{Cookie, Epoch, EpochRange};
 use daos_vos::{Container, Error, LogUsage, MediaKind, Pool, PoolOptions};
 use daos_xstream::{
-    Bug, Clock, CoreId, Env, Mailbox, join_all,
+    Bug, Clock, CoreId, Env, Mailbox, Time, join_all,
     rpc::Status,
     submit_to,
     telemetry::{Counter, Metrics},
@@ -29,6 +29,7 @@ use super::{
     control::Control,
     rdb::is_reserved,
     refusal::{Refusal, reserved},
+    scrub::{Health, ScrubUsage, Scrubber},
 };
 use crate::access::Capabilities;
 
@@ -145,6 +146,7 @@ impl<E: Env> Handle<E> {
 struct TargetPool<E: Env> {
     vpool: Pool<E>,
     map_version: Rc<Cell<u32>>,
+    health: Rc<Health>,
 }
 
 /// Space of a vpool.
@@ -196,6 +198,8 @@ pub struct TargetUsage {
     pub space: Space,
     /// The logs. Counts include those of pools that are gone.
     pub log: LogUsage,
+    /// What the scrubber has done.
+    pub scrub: ScrubUsage,
 }
 
 /// The target of one xstream.
@@ -209,6 +213,7 @@ pub struct Target<E: Env> {
     stopping: Cell<bool>,
     /// What the logs of pools that are gone had done.
     past_logs: Cell<LogUsage>,
+    scrubber: Scrubber,
 }
 
 /// Folder of a pool's files.
@@ -231,6 +236,7 @@ impl<E: Env> Target<E> {
             ),
             stopping: Cell::new(false),
             past_logs: Cell::default(),
+            scrubber: Scrubber::default(),
         });
         env.locals().insert(target.clone());
         target
@@ -274,6 +280,7 @@ impl<E: Env> Target<E> {
         let pool = self.pools.borrow_mut().remove(&uuid);
         match pool {
             Some(pool) => {
+                self.scrubber.let_go(uuid).await;
                 let outcome = pool.vpool.close().await;
                 self.past_logs.set(with_counts(self.past_logs.get(), &pool.vpool.log_usage()));
                 Ok(outcome?)
@@ -294,7 +301,25 @@ impl<E: Env> Target<E> {
     }
 
     fn keep(&self, uuid: Uuid, vpool: Pool<E>) {
-        self.pools.borrow_mut().insert(uuid, TargetPool { vpool, map_version: Rc::default() });
+        let health = Health::unknown(self.env.clock().now());
+        self.pools.borrow_mut().insert(uuid, TargetPool { vpool, map_version: Rc::default(), health });
+        self.scrubber.pools_changed();
+    }
+
+    /// The target's scrubber.
+    pub(super) fn scrubber(&self) -> &Scrubber {
+        &self.scrubber
+    }
+
+    /// The pool that is to be scrubbed next, and when.
+    pub(super) fn next_to_scrub(&self) -> Option<(Uuid, Time)> {
+        let pools = self.pools.borrow();
+        pools.iter().map(|(uuid, pool)| (*uuid, pool.health.due())).min_by_key(|(_, due)| *due)
+    }
+
+    /// What the scrubber needs of a pool, if the target has it.
+    pub(super) fn pool_to_scrub(&self, pool: Uuid) -> Option<(Pool<E>, Rc<Health>)> {
+        self.pools.borrow().get(&pool).map(|pool| (pool.vpool.clone(), pool.health.clone()))
     }
 
     /// The vpool of a pool.
@@ -329,11 +354,13 @@ impl<E: Env> Target<E> {
         let handles = self.handles.borrow().len() as u64;
         let mut usage = TargetUsage { pools: pools.len() as u64, handles, ..TargetUsage::default() };
         usage.log = self.past_logs.get();
+        usage.scrub = self.scrubber.usage();
         for pool in pools.values() {
             let log = pool.vpool.log_usage();
             usage.log = with_counts(usage.log, &log);
             usage.log.bytes += log.bytes;
             usage.log.bytes_used += log.bytes_used;
+            usage.scrub.damaged_pools += u64::from(pool.health.is_damaged());
             // A pool whose memory cannot be read is reported by whoever works with it.
             if let Ok(space) = pool.vpool.usage() {
                 let Space { scm, block } = &mut usage.space;

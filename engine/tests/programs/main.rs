@@ -15,6 +15,7 @@ mod input;
 mod json;
 mod raw;
 mod restart;
+mod scrub;
 mod shutdown;
 mod telemetry;
 
@@ -30,6 +31,7 @@ const TESTS: &[(&str, fn())] = &[
     ("json::completion_completes", json::completion),
     ("restart::a_client_outlives_its_engine", restart::client),
     ("restart::a_copy_outlives_the_engine", restart::copy),
+    ("scrub::damage_is_found_while_others_are_served", scrub::damage),
     ("shutdown::signals_end_it_cleanly_under_load", shutdown::signals),
     ("telemetry::counts_are_exact", telemetry::counts),
 ];

@@ -11,9 +11,17 @@ use rustix::process::Signal;
 use crate::engine::{Engine, wait_for};
 
 /// The metrics as they were at one moment.
-struct Metrics(String);
+pub struct Metrics(String);
 
 impl Metrics {
+    /// What reads those of an engine that runs.
+    pub fn of(engine: &Engine) -> impl Fn() -> Self + use<> {
+        let query = engine.dmg(&["-j", "system", "query"]).ok();
+        let query: serde_json::Value = serde_json::from_str(&query).expect("JSON");
+        let port = query["response"]["members"][0]["telemetry_port"].as_u64().expect("a port") as u16;
+        move || Self::scrape(port)
+    }
+
     /// Over HTTP, as Prometheus reads them.
     fn scrape(port: u16) -> Self {
         let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connected");
@@ -26,7 +34,7 @@ impl Metrics {
     }
 
     /// The sum of the series of this name that have all of these labels.
-    fn sum(&self, name: &str, labels: &[&str]) -> u64 {
+    pub fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         let values = self.0.lines().filter_map(|line| {
             let (series, value) = line.rsplit_once(' ')?;
             let (found, rest) = series.split_once('{')?;
@@ -52,10 +60,7 @@ impl Metrics {
 pub fn counts() {
     let mut engine = Engine::start();
     engine.make("256MiB");
-    let query = engine.dmg(&["-j", "system", "query"]).ok();
-    let query: serde_json::Value = serde_json::from_str(&query).expect("JSON");
-    let port = query["response"]["members"][0]["telemetry_port"].as_u64().expect("a port") as u16;
-    let read = || Metrics::scrape(port);
+    let read = Metrics::of(&engine);
     let client = engine.client(FabricChoice::Local);
     client.block_on(async {
         let pool = client.pool_connect("tank").await.expect("connected");

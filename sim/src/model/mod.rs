@@ -99,6 +99,8 @@ pub struct Model {
     pub damaged: bool,
     /// Reads that were refused for that.
     pub refused_reads: u64,
+    /// Passes of scrubbers, for the summary.
+    pub scrub_passes: u64,
     /// Operations that ended well, for the summary.
     pub operations: u64,
     /// Values, extents and listings that were compared.
@@ -119,6 +121,7 @@ impl Default for Model {
             sick_life: 0,
             damaged: false,
             refused_reads: 0,
+            scrub_passes: 0,
             operations: 0,
             comparisons: 0,
             commits: Vec::new(),
