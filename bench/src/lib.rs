@@ -9,3 +9,4 @@ pub mod limits;
 pub mod machine;
 pub mod meter;
 pub mod report;
+pub mod slices;
