@@ -62,7 +62,7 @@ impl Session {
             Err(error) => return Err(self.dsm_trouble("list snapshots", &error)),
         };
         self.check_snapshots(&snapshots);
-        // Nothing is aggregated yet: every committed epoch can still be read. Above the HCE there must be nothing.
+        // Every committed epoch can be read that was not aggregated away. Above the HCE there must be nothing.
         let mut epochs = vec![hce, EPOCH_LAST.0];
         epochs.extend(&snapshots);
         let claims: Vec<u64> =

@@ -15,10 +15,11 @@ pub struct Canary {
     pub rule: Rule,
 }
 
-/// All of them. Where each is planted: look for `planted(Bug::` in `dsm` and `vos`.
-pub const CANARIES: [Canary; 4] = [
+/// All of them. Where each is planted: look for `planted(Bug::` in `dsm`, `vos` and here.
+pub const CANARIES: [Canary; 5] = [
     Canary { name: "early-flush", bug: Bug::EarlyFlush, rule: Rule::Durability },
     Canary { name: "skipped-discard", bug: Bug::SkippedDiscard, rule: Rule::Discard },
     Canary { name: "read-beyond-epoch", bug: Bug::ReadBeyondEpoch, rule: Rule::ReadEpoch },
+    Canary { name: "aggregated-in-use", bug: Bug::AggregatedInUse, rule: Rule::CommittedEpochs },
     Canary { name: "skipped-checksum", bug: Bug::SkippedChecksum, rule: Rule::Checksum },
 ];

@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     rc::Rc,
     time::Duration,
 };
@@ -21,7 +21,7 @@ use daos_xstream::{
 use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
 
 use crate::{
-    casks,
+    aggregation, casks,
     model::{HandleKey, Model},
     plan::{Helper, Plan},
     ponds, tree,
@@ -79,6 +79,10 @@ pub struct Shared {
     pub tree: RefCell<tree::State>,
     /// Containers that the helper makes and destroys, if it does.
     pub casks: casks::State,
+    /// Aggregation, where there is some.
+    pub aggregation: aggregation::State,
+    /// Reads under way: container and epoch.
+    pub readers: RefCell<BTreeMap<(usize, u64), usize>>,
     /// Pools that the engine lists when all is over.
     pub pools: RefCell<BTreeSet<uuid::Uuid>>,
     /// The helper has done everything; or there is none.
@@ -103,6 +107,13 @@ impl Shared {
         }
     }
 
+    /// Begins a read: at `epoch`, or at the next one that has not been aggregated away. It can be read until the read ends.
+    pub fn begin_read(self: &Rc<Self>, container: usize, epoch: u64) -> Reading {
+        let epoch = self.model.borrow().containers[container].readable(epoch);
+        *self.readers.borrow_mut().entry((container, epoch)).or_insert(0) += 1;
+        Reading { shared: self.clone(), container, epoch }
+    }
+
     /// The services, from a client node.
     pub fn service(&self, env: &SimEnv) -> Service<SimEnv> {
         let endpoint = Endpoint::of(env).unwrap_or_else(|| Endpoint::new(env, EndpointConfig::default()));
@@ -112,6 +123,26 @@ impl Shared {
             ..ClientConfig::new(Identity { uid: 1000, gid: 1000 })
         };
         Service::new(Caller::new(endpoint, config), vec![self.engine.clone()])
+    }
+}
+
+/// A read under way.
+pub struct Reading {
+    shared: Rc<Shared>,
+    container: usize,
+    /// Its epoch.
+    pub epoch: u64,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readers = self.shared.readers.borrow_mut();
+        if let Some(count) = readers.get_mut(&(self.container, self.epoch)) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&(self.container, self.epoch));
+            }
+        }
     }
 }
 
@@ -152,6 +183,8 @@ impl Cluster {
             slots,
             tree: RefCell::default(),
             casks: casks::State::default(),
+            aggregation: aggregation::State::default(),
+            readers: RefCell::default(),
             pools: RefCell::default(),
             orphans: Cell::new(false),
             helper_done: Cell::new(plan.helper.is_none()),
@@ -194,7 +227,12 @@ impl Cluster {
                 let started = service::start(&env, &endpoint, config).await;
                 let Some(shared) = shared.upgrade() else { return };
                 match started {
-                    Ok(()) => shared.started.set(shared.started.get() + 1),
+                    Ok(()) => {
+                        shared.started.set(shared.started.get() + 1);
+                        if shared.plan.aggregates {
+                            aggregation::live(env, Rc::downgrade(&shared)).await;
+                        }
+                    }
                     Err(_) if shared.model.borrow().sick => {}
                     Err(refusal) => {
                         let story = format!("the engine does not start: {}", refusal.message);
@@ -212,6 +250,7 @@ impl Cluster {
         self.engine.kill(loss);
         self.shared.started.set(0);
         self.shared.on.set(false);
+        self.shared.aggregation.crashed();
         self.shared.model.borrow_mut().crashed();
     }
 
@@ -244,7 +283,7 @@ impl Cluster {
             let service = shared.service(&env);
             let spec =
                 PoolSpec { label: POOL.parse().ok(), bytes: shared.plan.pool_bytes, ..PoolSpec::default() };
-            service.pool_create(&spec).await?;
+            shared.aggregation.pool.set(Some(service.pool_create(&spec).await?.uuid));
             let pool = service.pool_connect(pool_name(), Capabilities::ALL).await?;
             for number in 0..shared.plan.containers {
                 let label = format!("box{number}").parse().ok();

@@ -17,6 +17,9 @@ impl Cluster {
         if self.shared.plan.helper == Some(Helper::Casks) && self.sim.choose(2) == 0 {
             return self.crash_while_destroying(loss);
         }
+        if self.shared.plan.aggregates && self.sim.choose(3) == 0 {
+            return self.crash_while_aggregating(loss);
+        }
         let kinds = if self.shared.plan.storage == Storage::Sound { 10 } else { 15 };
         match self.sim.choose(kinds) {
             0..5 => {
@@ -68,6 +71,25 @@ impl Cluster {
         }
         let most = [2, 20, 200][self.sim.choose(3) as usize];
         self.run_for(self.some(Duration::from_millis(most)))?;
+        if self.engine.is_alive() {
+            self.crash_engine(loss);
+        }
+        self.run_for(self.some(Duration::from_millis(50)))?;
+        self.start_engine();
+        Ok(())
+    }
+
+    /// The engine crashes between two slices of an aggregation.
+    fn crash_while_aggregating(&self, loss: Loss) -> Result<(), Stopped> {
+        let aggregation = &self.shared.aggregation;
+        let slice = aggregation.waits.get() + 1 + self.sim.choose(6);
+        let found = self.sim.run_until(Duration::from_secs(2), || {
+            (aggregation.under_way.get() > 0 && aggregation.waits.get() >= slice) || self.is_broken()
+        });
+        match found {
+            Ok(()) | Err(Stopped::TimeLimit(_)) => {}
+            other => return other,
+        }
         if self.engine.is_alive() {
             self.crash_engine(loss);
         }

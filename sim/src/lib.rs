@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aggregation;
 mod audit;
 mod canary;
 mod casks;

@@ -43,6 +43,8 @@ pub struct Plan {
     pub storage: Storage,
     /// Who works beside the clients.
     pub helper: Option<Helper>,
+    /// Targets aggregate meanwhile.
+    pub aggregates: bool,
 }
 
 /// A client of another kind.
@@ -74,7 +76,8 @@ impl Plan {
     /// The same for longer, with what it takes to see a planted bug.
     pub fn that_provokes(self, bug: Bug) -> Self {
         let storage = if bug == Bug::SkippedChecksum { Storage::Decaying } else { self.storage };
-        Self { rounds: self.rounds * 3, faults: self.faults * 3, storage, ..self }
+        let aggregates = self.aggregates || bug == Bug::AggregatedInUse;
+        Self { rounds: self.rounds * 3, faults: self.faults * 3, storage, aggregates, ..self }
     }
 
     /// The plan of a seed.
@@ -112,6 +115,7 @@ impl Plan {
                 2 => Some(Helper::Casks),
                 _ => None,
             },
+            aggregates: dice.roll(2) == 0,
         }
     }
 }

@@ -51,6 +51,10 @@ pub struct Outcome {
     pub refused_reads: u64,
     /// Passes of scrubbers.
     pub scrub_passes: u64,
+    /// Aggregations that came to their end.
+    pub aggregations: u64,
+    /// Aggregations that a crash cut short.
+    pub aggregations_cut_short: u64,
     /// What was broken.
     pub violation: Option<Violation>,
 }
@@ -71,6 +75,8 @@ pub fn run(seed: u64, options: Options) -> Outcome {
             crashes: 0,
             refused_reads: 0,
             scrub_passes: 0,
+            aggregations: 0,
+            aggregations_cut_short: 0,
             violation: Some(Violation { rule: Rule::Panic, story: text.to_owned() }),
         }
     })
@@ -100,6 +106,8 @@ fn run_cluster(seed: u64, options: Options) -> Outcome {
         crashes: model.engine_life - 1,
         refused_reads: model.refused_reads,
         scrub_passes: model.scrub_passes,
+        aggregations: cluster.shared.aggregation.done.get(),
+        aggregations_cut_short: cluster.shared.aggregation.cut_short.get(),
         violation: model.violation().cloned(),
     }
 }

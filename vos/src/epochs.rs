@@ -156,7 +156,7 @@ impl SliceSize {
     /// The next smaller one, if there is one, after `error`.
     pub fn smaller(self, error: &Error) -> Option<Self> {
         match error {
-            Error::TooLarge if self.entries > 1 => Some(Self { entries: self.entries / 8, ..self }),
+            Error::TooLarge if self.entries > 1 => Some(Self { entries: (self.entries / 8).max(1), ..self }),
             Error::TooLarge | Error::NoSpace(_) if self.compact => Some(Self { compact: false, ..self }),
             _ => None,
         }

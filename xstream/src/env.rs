@@ -11,6 +11,8 @@ pub enum Bug {
     SkippedDiscard,
     /// A read at an epoch sees what was written at later ones.
     ReadBeyondEpoch,
+    /// History is aggregated away that somebody may still read.
+    AggregatedInUse,
     /// Data that was loaded is not compared with its checksum.
     SkippedChecksum,
 }

@@ -161,6 +161,7 @@ impl Model {
         }
         let candidates = self.candidates(container, object, Place::Key(dkey, akey), epoch, view);
         let lengths: Vec<(u64, usize)> = self.lengths(container, object);
+        let forgets = self.containers[container].may_forget_punches(epoch);
         let matches = |answer: Answer| match (answer, found) {
             (Answer::Written(change), Fetched::Value(value)) => {
                 let length =
@@ -168,6 +169,7 @@ impl Model {
                 *value == content(change, 0, length)
             }
             (Answer::Punched, Fetched::Punched) | (Answer::Miss, Fetched::Miss) => true,
+            (Answer::Punched, Fetched::Miss) => forgets,
             _ => false,
         };
         let what = || {
@@ -203,6 +205,7 @@ impl Model {
         if self.is_threatened(view) {
             return;
         }
+        let forgets = self.containers[container].may_forget_punches(epoch);
         let end = start + data.len() as u64;
         let mut cuts: BTreeSet<u64> = [start, end].into();
         cuts.extend(extents.iter().flat_map(|extent| [extent.range.start, extent.range.end]));
@@ -228,6 +231,7 @@ impl Model {
                 (Answer::Punched, Some(ExtentKind::Punched)) | (Answer::Miss, Some(ExtentKind::Miss)) => {
                     bytes.iter().all(|byte| *byte == 0)
                 }
+                (Answer::Punched, Some(ExtentKind::Miss)) => forgets && bytes.iter().all(|byte| *byte == 0),
                 _ => false,
             };
             let what = || {

@@ -32,8 +32,26 @@ pub struct ContainerModel {
     pub hce_told: u64,
     /// Snapshots that anybody has asked for.
     pub snapshots: BTreeMap<u64, SnapshotModel>,
+    /// Ranges of epochs of which only what is visible at the end has been kept.
+    pub aggregated: Vec<(u64, u64)>,
     /// Changes that were discarded, to know them if they turn up again.
     pub gone: BTreeMap<ObjectId, Vec<(Change, usize)>>,
+}
+
+impl ContainerModel {
+    /// The first epoch from this one on that can be read: nothing of it was aggregated away.
+    pub fn readable(&self, mut epoch: u64) -> u64 {
+        while let Some((_, high)) = self.aggregated.iter().find(|(low, high)| (*low..*high).contains(&epoch))
+        {
+            epoch = *high;
+        }
+        epoch
+    }
+
+    /// Whether aggregation may have dropped a punch that hides nothing, so that a read at `epoch` finds nothing at all.
+    pub fn may_forget_punches(&self, epoch: u64) -> bool {
+        self.aggregated.iter().any(|(_, high)| *high <= epoch)
+    }
 }
 
 /// One epoch of which a snapshot was asked for.
@@ -153,6 +171,7 @@ impl Model {
             claims: BTreeSet::new(),
             hce_told: 0,
             snapshots: BTreeMap::new(),
+            aggregated: Vec::new(),
             gone: BTreeMap::new(),
         });
     }

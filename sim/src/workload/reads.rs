@@ -48,6 +48,8 @@ impl Session {
     /// Reads all of a part at an epoch.
     pub async fn read(&self, part: &Part, epoch: u64, view: View) -> Result<(), Trouble> {
         let before = self.client.shared.model.borrow().before(self.key);
+        let reading = self.client.shared.begin_read(self.container, epoch);
+        let epoch = reading.epoch;
         self.client.log(|| format!("handle {} reads {} at {epoch} ({view:?})", self.key, part.object));
         match self.try_read(part, epoch, view).await {
             Ok(()) => {
@@ -125,6 +127,8 @@ impl Session {
 
     /// Lists the objects at an epoch, when nobody writes.
     pub async fn list_objects(&self, epoch: u64) -> Result<(), Trouble> {
+        let reading = self.client.shared.begin_read(self.container, epoch);
+        let epoch = reading.epoch;
         let listing =
             list(async |anchor| enumerate_objects(&self.targets, Epoch(epoch), &anchor, 3).await).await;
         let listed = listing.map_err(|error| self.dsr_trouble("list objects", &error))?;
