@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! * No file is ever written: the media that the store is given refuses to.
+//! * No file is ever written but by `upgrade`: the media that the store is given refuses to.
 //! * A target whose engine runs is refused, and no engine starts on it while `ddb` looks.
 
 #![forbid(unsafe_code)]

@@ -149,6 +149,61 @@ fn a_target_of_the_first_format_is_upgraded() {
     assert_eq!(ask(&target, &["upgrade"])["changed"], false);
 }
 
+/// The same on persistent memory, by the program: libpmem reads `PMEM_IS_PMEM_FORCE` when it is loaded. Only `Pool` was tested
+/// there, and not what lies before it: locks, the look before the change, the block tier that is elsewhere.
+#[test]
+fn a_target_on_persistent_memory_is_upgraded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let image = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/format-1-pmem.image");
+    let files = image::unpack(&fs::read(image).expect("the image"));
+    let (file, elsewhere) = (folder.path().join("pmem"), folder.path().join("blocks-are-here"));
+    fs::create_dir(&elsewhere).expect("a folder");
+    fs::write(&file, &files[1].1).expect("written");
+    fs::write(elsewhere.join("blocks"), &files[0].1).expect("written");
+    let blocks = ["--blocks", elsewhere.to_str().expect("a path")];
+    let upgrade = |forced: bool, blocks: &[&str]| {
+        let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_ddb"));
+        program.env_remove("PMEM_IS_PMEM_FORCE");
+        if forced {
+            program.env("PMEM_IS_PMEM_FORCE", "1");
+        }
+        let output =
+            program.args(["-j".as_ref(), file.as_os_str(), "upgrade".as_ref()]).args(blocks).output();
+        let output = output.expect("it runs");
+        let said: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        (output.status.code(), said, String::from_utf8(output.stderr).expect("text"))
+    };
+    let ask = |words: &[&str]| ask(&file, &[words, &blocks].concat());
+    let (content, before) = (fs::read(&file).expect("the file"), ask(&["dump"]));
+    let unchanged = || fs::read(&file).expect("the file") == content;
+
+    let (code, _, message) = upgrade(true, &[]);
+    assert!(code == Some(1) && message.contains("--blocks") && unchanged(), "{message}");
+    let (code, _, message) = upgrade(false, &blocks);
+    assert!(code == Some(1) && message.contains("not on persistent memory") && unchanged(), "{message}");
+    let lock = fs::File::open(&file).expect("the file");
+    lock.try_lock().expect("as whoever maps it does");
+    let (code, _, message) = upgrade(true, &blocks);
+    assert!(code == Some(1) && message.contains("another process") && unchanged(), "{message}");
+    drop(lock);
+    let mut damaged = files[0].1.clone();
+    damaged[100] ^= 1;
+    fs::write(elsewhere.join("blocks"), &damaged).expect("written");
+    let (code, _, message) = upgrade(true, &blocks);
+    assert!(code == Some(1) && message.contains("nothing was changed") && unchanged(), "{message}");
+    fs::write(elsewhere.join("blocks"), &files[0].1).expect("written");
+
+    let (code, said, message) = upgrade(true, &blocks);
+    assert_eq!((code, message.as_str()), (Some(0), ""));
+    assert_eq!((&said["found"], &said["now"], &said["changed"]), (&1.into(), &2.into(), &true.into()));
+    assert_eq!(ask(&["superblock"])["pool_version"], 2);
+    let words = [&["verify"][..], &blocks].concat();
+    assert!(ddb(&file, &words).expect("a verification").sound);
+    assert!(ask(&["dump"]) == before, "it holds what it held");
+    let (code, said, _) = upgrade(true, &blocks);
+    assert_eq!((code, &said["changed"]), (Some(0), &false.into()));
+}
+
 #[test]
 fn a_damaged_target_is_not_upgraded() {
     let folder = tempfile::tempdir().expect("a folder");
