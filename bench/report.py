@@ -77,7 +77,7 @@ def svg():
     """Cost in µs of CPU time against records, both on logarithmic axes."""
     width, height, left, bottom, top, right = 760, 440, 60, 50, 20, 190
     values = [value for case in cases for size in sizes if (value := cost(case, size))]
-    low, high = math.floor(math.log10(min(values)) * 4) / 4, math.ceil(math.log10(max(values)) * 4) / 4
+    low, high = math.floor(math.log10(min(values)) * 4) / 4, math.ceil(math.log10(max(values)) * 4 + 0.3) / 4
 
     def x(size):
         span = math.log10(sizes[-1] / sizes[0]) or 1
@@ -86,7 +86,11 @@ def svg():
     def y(value):
         return height - bottom - (height - bottom - top) * (math.log10(value) - low) / (high - low)
 
-    colours = ["#4477aa", "#66ccee", "#228833", "#88aa33", "#ccbb44", "#ee6677", "#aa3377", "#884411", "#777777", "#222222"]
+    # Hue and pattern together tell the lines apart: the hue is the operation, the pattern is what it works on.
+    hues = {"update": "#4477aa", "update-existing": "#228833", "fetch": "#cc3311", "fetch-batch": "#aa3377", "read": "#cc3311"}
+    hues |= {"nested": "#997700", "staggered": "#228833", "interleaved": "#555555"}
+    patterns = {"kv": "", "doc": "7 3", "array": "2 3"}
+
     yield f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
     yield f'<rect width="{width}" height="{height}" fill="white"/>'
     for size in sizes:
@@ -98,18 +102,30 @@ def svg():
             yield f'<text x="{left - 6}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark}</text>'
     yield f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">records</text>'
     yield f'<text transform="translate(16,{(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">µs of CPU time per operation</text>'
-    ends = []
-    for index, case in enumerate(cases):
+    ends = {}
+    for case in cases:
+        kind, operation = case.split("-", 1)
         points = [(x(size), y(value)) for size in sizes if (value := cost(case, size))]
-        colour = colours[index % len(colours)]
-        yield f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>'
-        yield from (f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{colour}"/>' for a, b in points)
-        ends.append((points[-1][1], case, colour))
-    # Names beside the ends of their lines, one below the other.
-    at = 0
-    for place, case, colour in sorted(ends):
-        at = max(place + 4, at + 15)
-        yield f'<text x="{width - right + 10}" y="{at:.1f}" fill="{colour}">{case}</text>'
+        colour = hues[operation]
+        yield f'<polyline fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{patterns[kind]}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in points)}"/>'
+        yield from (f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{"white" if kind == "doc" else colour}" stroke="{colour}"/>' for a, b in points)
+        ends.setdefault(points[-1][0], []).append((points[-1][1], case, colour))
+    # Names beside the ends of their lines, one below the other; over other lines they have a white edge.
+    for edge, names in ends.items():
+        names.sort()
+        at, middle = 0, sum(place for place, _, _ in names) / len(names)
+        down = []
+        for place, case, colour in names:
+            at = max(place + 4, at + 15)
+            down.append(at)
+        # Where there is a crowd it grows both ways.
+        shift = sum(down) / len(down) - middle - 4
+        last = top
+        for at, (place, case, colour) in zip(down, names):
+            last = max(min(at, max(at - shift, last + 15)), top + 4)
+            yield f'<line x1="{edge + 4:.1f}" y1="{place:.1f}" x2="{edge + 20:.1f}" y2="{last - 4:.1f}" stroke="{colour}" stroke-width="0.7"/>'
+            yield f'<text x="{edge + 23:.1f}" y="{last:.1f}" fill="{colour}" stroke="white" stroke-width="4" paint-order="stroke">{case}</text>'
+    yield f'<text x="{left + 8}" y="{top + 12}" font-size="10" fill="#555">solid: KV, dashed: document, dotted: array</text>'
     yield "</svg>"
 
 

@@ -16,21 +16,16 @@ use daos_vos::{
     Conflict, Error, KeyUpdate, MediaKind, Pool, PoolOptions, ScrubCounters, ScrubRate, Update, Value,
 };
 use daos_xstream::{Class, CoreId, Env, IoBuffer, Locals, Media, NoMailbox, Spawn};
+use hdrhistogram::Histogram;
 use uuid::Uuid;
+
+use crate::report::latencies;
 
 /// Name of the task that writes checkpoints.
 pub const CHECKPOINT: &str = "umem-checkpoint";
 
-/// The polls of all tasks of one name.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Slices {
-    /// How many.
-    pub polls: u64,
-    /// CPU time of all together, in nanoseconds.
-    pub sum_ns: u64,
-    /// CPU time of the longest, in nanoseconds.
-    pub longest_ns: u64,
-}
+/// The CPU time of each poll of the tasks of one name, in nanoseconds.
+pub type Slices = Histogram<u64>;
 
 /// What is known of each name.
 type Known = Rc<RefCell<BTreeMap<&'static str, Slices>>>;
@@ -65,7 +60,7 @@ impl<E: Env> Metered<E> {
 
     /// What tasks of this name have done.
     pub fn slices(&self, name: &str) -> Slices {
-        self.0.spawn.known.borrow().get(name).copied().unwrap_or_default()
+        self.0.spawn.known.borrow().get(name).cloned().unwrap_or_else(latencies)
     }
 
     /// `task`, of which every poll counts under `name`.
@@ -80,11 +75,7 @@ async fn timed<R>(known: Known, name: &'static str, task: impl Future<Output = R
         let before = thread_cpu_ns();
         let result = task.as_mut().poll(context);
         let took = thread_cpu_ns() - before;
-        let mut known = known.borrow_mut();
-        let slices = known.entry(name).or_default();
-        slices.polls += 1;
-        slices.sum_ns += took;
-        slices.longest_ns = slices.longest_ns.max(took);
+        known.borrow_mut().entry(name).or_insert_with(latencies).saturating_record(took);
         result
     })
     .await
@@ -230,7 +221,7 @@ pub async fn of_copy<E: Env>(env: &E, bytes: usize) -> u64 {
     let to = Cell::new(Vec::new());
     env.metered("copy", async { to.set(from.clone()) }).await;
     assert_eq!(to.take().len(), bytes);
-    env.slices("copy").longest_ns
+    env.slices("copy").max()
 }
 
 const DIRECTORY: &str = "slices";

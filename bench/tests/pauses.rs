@@ -36,7 +36,7 @@ where
 /// The run with the shortest longest slice.
 fn best(runs: Vec<Result<(u64, Slices), Error>>) -> (u64, Slices) {
     let runs = runs.into_iter().map(|run| run.expect("it works"));
-    runs.min_by_key(|(_, slices)| slices.longest_ns).expect("a run")
+    runs.min_by_key(|(_, slices)| slices.max()).expect("a run")
 }
 
 #[test]
@@ -49,9 +49,9 @@ fn a_checkpoint_gives_the_core_back() {
         runs
     });
     let (checkpoints, slices) = best(runs);
-    println!("{checkpoints} checkpoints: {slices:?}");
+    println!("{checkpoints} checkpoints: {} slices, the longest {} ns", slices.len(), slices.max());
     assert!(checkpoints > 4, "{checkpoints} checkpoints");
-    assert!(slices.longest_ns < SLICE_NS_MAX, "{slices:?}");
+    assert!(slices.max() < SLICE_NS_MAX, "{} ns", slices.max());
 }
 
 #[test]
@@ -64,8 +64,8 @@ fn the_scrubber_gives_the_core_back() {
         runs
     });
     let (records, slices) = best(runs);
-    println!("{records} records: {slices:?}");
-    assert!(slices.longest_ns < SLICE_NS_MAX, "{slices:?}");
+    println!("{records} records: {} slices, the longest {} ns", slices.len(), slices.max());
+    assert!(slices.max() < SLICE_NS_MAX, "{} ns", slices.max());
 }
 
 /// The meter would show it: copying what a checkpoint copies in all, in one piece, takes too long.

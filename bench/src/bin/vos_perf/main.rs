@@ -6,6 +6,7 @@ mod adversarial;
 mod arrays;
 mod blocks;
 mod durable;
+mod pauses;
 mod reopen;
 mod setup;
 mod values;
@@ -29,7 +30,7 @@ use crate::setup::{Bench, Rates, World};
 /// Cases: kv-update, kv-update-existing, kv-fetch, kv-fetch-batch, doc-update, doc-update-existing, doc-fetch,
 /// doc-fetch-batch, array-update, array-read; on heap media array-nested, array-staggered, array-interleaved (one byte
 /// of many extents that hide each other); and on wal media durable-update (one at a time, 32 and 64 in flight),
-/// block-write, block-read, open-after-crash.
+/// block-write, block-read, open-after-crash, checkpoint-slices and scrubber-slices (how long they hold the core).
 ///
 /// Examples:
 ///   vos_perf                                  everything, on plain memory and behind a log
@@ -132,6 +133,7 @@ async fn measure(world: &World, bench: &Bench, media: &[MediaName]) -> anyhow::R
             durable::measure(world, bench).await?;
             blocks::measure(world, bench).await?;
             reopen::measure(world, bench).await?;
+            pauses::measure(world, bench).await?;
         }
     }
     Ok(())
