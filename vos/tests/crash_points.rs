@@ -13,15 +13,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use daos_types::{Cookie, Epoch, EpochRange, Writer, WriterKind};
-use daos_vos::{
-    Checksums, Conflict, Container, ExtentData, ExtentUpdate, MediaKind, Pool, PoolOptions, Record, Update,
-    Where,
-};
-use daos_xstream::IoBuffer;
+use daos_types::{Cookie, Epoch, EpochRange, ObjectType};
+use daos_vos::{Conflict, Container, Error, Pool, Record, Where};
 use support::{
     Random,
-    driver::{Plan, Readable, change, chunks, compare_all, verify},
+    arrays::{self, options},
+    driver::{Plan, Readable, change, compare_all, verify},
     reference::Reference,
 };
 use uuid::Uuid;
@@ -30,16 +27,6 @@ use world::{World, media::TestMedia};
 const CONTAINER: Uuid = Uuid::from_u128(7);
 /// What the reference does not know: extents on the block tier.
 const STORED: Uuid = Uuid::from_u128(8);
-
-fn options() -> PoolOptions {
-    PoolOptions {
-        uuid: Uuid::from_u128(1),
-        media: MediaKind::Wal,
-        heap_bytes: 3 << 20,
-        log_bytes: 512 << 10,
-        block_bytes: 256 << 10,
-    }
-}
 
 /// A state of the run: of all records a digest, and (where slices may be cut short) all that can be read.
 struct State {
@@ -86,20 +73,12 @@ async fn write_stored(pool: &Pool<World>, container: &Container<World>, random: 
     let length = 4096 + random.below(3) * 5000;
     let offset = random.below(8) * 10_000;
     let data: Vec<u8> = (0..length).map(|at| (at ^ epoch) as u8).collect();
-    let sums = chunks(&(offset..offset + length), &data, 4096);
-    let checksums = Checksums { chunk_bytes: 4096, chunks: &sums };
-    let Ok(stored) = pool.store(IoBuffer::copy_of(&data), offset, checksums).await.1 else { return };
-    let update = Update::Array(&[ExtentUpdate { offset, data: ExtentData::Stored(&stored) }]);
-    let writer = Writer { cookie: Cookie(9), map_version: 1, kind: WriterKind::Application };
-    let id = daos_types::ObjectId::new(
-        daos_types::ObjectType::Array,
-        Default::default(),
-        Default::default(),
-        daos_types::ObjectClass(1),
-        (0, 0, 99),
-    );
-    let done = container.update(id, Epoch(epoch), writer, Conflict::LastWins, &update);
-    assert!(done.is_ok() || matches!(done, Err(daos_vos::Error::EpochConflict { .. })), "{done:?}");
+    let how = (epoch, 9, Conflict::LastWins);
+    let array = arrays::object(ObjectType::Array, 99);
+    match arrays::write_stored(pool, container, array, how, offset, &data).await {
+        Ok(()) | Err(Error::EpochConflict { .. } | Error::NoSpace(_)) => {}
+        Err(error) => panic!("{error}"),
+    }
 }
 
 async fn work(pool: Pool<World>, seed: u64, steps: usize, run: Rc<RefCell<Run>>) {
@@ -198,7 +177,7 @@ fn one_run(seed: u64, steps: usize) -> u64 {
     let inner = world.clone();
     let run = Rc::new(RefCell::new(Run::default()));
     let pool = world.run(async move {
-        let pool = Pool::create(&inner, "pool", options()).await.expect("a pool");
+        let pool = Pool::create(&inner, "pool", options(3 << 20, 256 << 10)).await.expect("a pool");
         let _ = pool.container_create(CONTAINER).expect("a container");
         let _ = pool.container_create(STORED).expect("a container");
         let _ = pool.flush().await.expect("a flush");

@@ -13,15 +13,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use daos_types::{Cookie, Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind};
-use daos_vos::{
-    Checksums, Conflict, Container, ContainerUsage, Data, ExtentData, ExtentUpdate, Fetched, MediaKind, Pool,
-    PoolOptions, Update,
-};
-use daos_xstream::IoBuffer;
+use daos_types::{ObjectId, ObjectType};
+use daos_vos::{Conflict, ContainerUsage, Pool};
 use support::{
     Random,
-    driver::{EPOCHS, Plan, Readable, change, chunks, compare_all, verify},
+    arrays::{self, object, options, read_array},
+    driver::{EPOCHS, Plan, Readable, change, compare_all, verify},
     reference::Reference,
 };
 use uuid::Uuid;
@@ -34,18 +31,8 @@ const STORED_COOKIE: u64 = 9;
 const STORED_BYTES: u64 = 90_000;
 const CHANGES: u64 = 1600;
 
-fn options() -> PoolOptions {
-    PoolOptions {
-        uuid: Uuid::from_u128(1),
-        media: MediaKind::Wal,
-        heap_bytes: 4 << 20,
-        log_bytes: 512 << 10,
-        block_bytes: 1 << 20,
-    }
-}
-
 fn array() -> ObjectId {
-    ObjectId::new(ObjectType::Array, KeyOrder::Hashed, KeyOrder::Hashed, ObjectClass(1), (0, 0, 99))
+    object(ObjectType::Array, 99)
 }
 
 /// What is in the array on the block tier: by epoch the range and the byte that it is filled with.
@@ -121,7 +108,7 @@ fn case(seed: u64, aggregate: bool) -> Case {
     let world = World::new(seed, media.clone());
     let inner = world.clone();
     let made = world.run(async move {
-        let pool = Pool::create(&inner, "pool", options()).await.expect("a pool");
+        let pool = Pool::create(&inner, "pool", options(4 << 20, 1 << 20)).await.expect("a pool");
         for uuid in [CONTAINER, STORED] {
             let _ = pool.container_create(uuid).expect("a container");
         }
@@ -165,37 +152,11 @@ async fn write_stored(pool: &Pool<World>, random: &mut Random) -> StoredModel {
         let offset = random.below(STORED_BYTES - length);
         let (range, fill) = (offset..offset + length, 1 + random.below(255) as u8);
         let data = vec![fill; length as usize];
-        let sums = chunks(&range, &data, 4096);
-        let checksums = Checksums { chunk_bytes: 4096, chunks: &sums };
-        let stored = pool.store(IoBuffer::copy_of(&data), offset, checksums).await.1.expect("room");
-        let update = Update::Array(&[ExtentUpdate { offset, data: ExtentData::Stored(&stored) }]);
-        let writer = Writer { cookie: Cookie(STORED_COOKIE), map_version: 1, kind: WriterKind::Application };
-        let _ =
-            container.update(array(), Epoch(epoch), writer, Conflict::Refuse, &update).expect("an update");
+        let how = (epoch, STORED_COOKIE, Conflict::Refuse);
+        arrays::write_stored(pool, &container, array(), how, offset, &data).await.expect("room");
         model.push((epoch, range, fill));
     }
     model
-}
-
-async fn read_stored(pool: &Pool<World>, container: &Container<World>, epoch: u64) -> Vec<u8> {
-    let mut bytes = vec![0; STORED_BYTES as usize];
-    let mut loads = Vec::new();
-    let read = container.fetch_array(array(), None, 0..STORED_BYTES, Epoch(epoch), |piece| {
-        if let Fetched::Value(data) = piece.content {
-            match data.data {
-                Data::Inline(data) => {
-                    bytes[piece.range.start as usize..piece.range.end as usize].copy_from_slice(data);
-                }
-                Data::Stored(place) => loads.push((piece.range.start as usize, place)),
-            }
-        }
-    });
-    read.expect("a read");
-    for (start, place) in loads {
-        let data = pool.load(&place).await.expect("a load");
-        bytes[start..start + data.as_slice().len()].copy_from_slice(data.as_slice());
-    }
-    bytes
 }
 
 /// Which of the two pieces of work are done, as a reader sees it: (of the container, of the array on the block tier). An
@@ -215,7 +176,7 @@ async fn look(pool: &Pool<World>, case: &Case, what: &str) -> (bool, bool) {
     for epoch in
         [case.readable.from.max(1), EPOCHS / 2, EPOCHS].into_iter().filter(|&at| at >= case.readable.from)
     {
-        found.push((epoch, read_stored(pool, &stored, epoch).await));
+        found.push((epoch, read_array(pool, &stored, array(), STORED_BYTES, epoch).await));
     }
     let is = |done| found.iter().all(|(epoch, bytes)| *bytes == case.stored_at(*epoch, done));
     let stored_done = is(true);

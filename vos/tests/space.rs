@@ -3,17 +3,15 @@
 
 mod support;
 
-use daos_types::{
-    Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
-};
+use daos_types::{Cookie, Epoch, EpochRange, ObjectId, ObjectType, Writer, WriterKind};
 use daos_vos::{
-    AkeyData, AkeyUpdate, Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, Fetched,
-    KeyUpdate, MediaKind, Pool, PoolOptions, Punch, Update, Value,
+    AkeyData, AkeyUpdate, Checksums, Conflict, Container, Error, ExtentData, ExtentUpdate, KeyUpdate,
+    MediaKind, Pool, PoolOptions, Punch, Update, Value,
 };
-use daos_xstream::IoBuffer;
 use daos_xstream_sim::{Config, SimEnv, Simulation};
 use support::{
     Random,
+    arrays::{self, object, options, read_array},
     driver::{chunks, crc, verify},
 };
 use uuid::Uuid;
@@ -21,18 +19,8 @@ use uuid::Uuid;
 const CONTAINER: Uuid = Uuid::from_u128(7);
 const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
 
-fn object(kind: ObjectType, number: u64) -> ObjectId {
-    ObjectId::new(kind, KeyOrder::Hashed, KeyOrder::Hashed, ObjectClass(1), (0, 0, number))
-}
-
 async fn create(env: &SimEnv, media: MediaKind, heap_bytes: u64) -> (Pool<SimEnv>, Container<SimEnv>) {
-    let options = PoolOptions {
-        uuid: Uuid::from_u128(1),
-        media,
-        heap_bytes,
-        log_bytes: 512 << 10,
-        block_bytes: 1 << 20,
-    };
+    let options = PoolOptions { media, ..options(heap_bytes, 1 << 20) };
     let pool = Pool::create(env, "pool", options).await.expect("a pool");
     let _ = pool.container_create(CONTAINER).expect("a container");
     let container = pool.container_open(CONTAINER).expect("the container");
@@ -71,38 +59,7 @@ async fn write_stored(
     offset: u64,
     bytes: &[u8],
 ) -> Result<(), Error> {
-    let sums = chunks(&(offset..offset + bytes.len() as u64), bytes, 4096);
-    let checksums = Checksums { chunk_bytes: 4096, chunks: &sums };
-    let stored = pool.store(IoBuffer::copy_of(bytes), offset, checksums).await.1?;
-    let update = Update::Array(&[ExtentUpdate { offset, data: ExtentData::Stored(&stored) }]);
-    container.update(id, Epoch(epoch), WRITER, Conflict::LastWins, &update).map(|_| ())
-}
-
-async fn read(
-    pool: &Pool<SimEnv>,
-    container: &Container<SimEnv>,
-    id: ObjectId,
-    length: u64,
-    epoch: u64,
-) -> Vec<u8> {
-    let mut bytes = vec![0; length as usize];
-    let mut loads = Vec::new();
-    let read = container.fetch_array(id, None, 0..length, Epoch(epoch), |piece| {
-        if let Fetched::Value(data) = piece.content {
-            match data.data {
-                Data::Inline(data) => {
-                    bytes[piece.range.start as usize..piece.range.end as usize].copy_from_slice(data);
-                }
-                Data::Stored(place) => loads.push((piece.range.start as usize, place)),
-            }
-        }
-    });
-    read.expect("a read");
-    for (start, place) in loads {
-        let data = pool.load(&place).await.expect("a load");
-        bytes[start..start + data.as_slice().len()].copy_from_slice(data.as_slice());
-    }
-    bytes
+    arrays::write_stored(pool, container, id, (epoch, 1, Conflict::LastWins), offset, bytes).await
 }
 
 /// Writes until a tier is full; returns how many updates there were.
@@ -238,7 +195,7 @@ fn what_a_snapshot_kept_goes_with_the_snapshot() {
         // Each key once; the extents of 100 bytes with gaps between them.
         assert_eq!((usage.objects, usage.records), (3, 60));
         verify(&pool).await.expect("a sound pool");
-        let array_now = read(&pool, &container, array, 4000, 40).await;
+        let array_now = read_array(&pool, &container, array, 4000, 40).await;
         assert!(array_now.chunks(200).all(|chunk| chunk[..100] == [40; 100] && chunk[100..] == [0; 100]));
     });
 }
@@ -261,7 +218,7 @@ fn small_neighbours_become_one_and_hidden_parts_go() {
         aggregate(&container, 1, 2000).await;
         let records = container.usage().expect("usage").records;
         assert!(records <= 40, "100,000 bytes in {records} extents");
-        assert!(read(&pool, &container, array, 100_000, 2000).await == wanted);
+        assert!(read_array(&pool, &container, array, 100_000, 2000).await == wanted);
         verify(&pool).await.expect("a sound pool");
         // A large extent of which all but two pieces are written over, in the arena and on the block tier.
         for (number, stored) in [(5, false), (6, true)] {
@@ -279,7 +236,7 @@ fn small_neighbours_become_one_and_hidden_parts_go() {
                 wanted[start as usize..(start + length) as usize].fill(2);
             }
             aggregate(&container, 1, 2002 + number).await;
-            assert!(read(&pool, &container, array, 200_000, 9999).await == wanted, "stored {stored}");
+            assert!(read_array(&pool, &container, array, 200_000, 9999).await == wanted, "stored {stored}");
             verify(&pool).await.expect("a sound pool");
             let now = pool.usage().expect("usage");
             let took = free.block_bytes_free - now.block_bytes_free;
@@ -305,7 +262,7 @@ fn neighbours_on_the_block_tier_become_one_record() {
         let usage = container.usage().expect("usage");
         assert!(usage.records <= 8, "{} records", usage.records);
         assert_eq!(usage.data_bytes, 32 * 8192);
-        assert!(read(&pool, &container, array, 32 * 8192, 40).await == wanted);
+        assert!(read_array(&pool, &container, array, 32 * 8192, 40).await == wanted);
         verify(&pool).await.expect("a sound pool");
         let _ = container.punch(array, Epoch(50), WRITER, Conflict::Refuse, &Punch::Object).expect("a punch");
         aggregate(&container, 1, 50).await;
@@ -375,7 +332,7 @@ fn blocks_that_several_pieces_share_are_given_back_with_what_nobody_sees() {
         };
         assert!(used(&pool) > 620_000, "the old middles are there");
         aggregate(&container, 1, 1).await;
-        assert!(read(&pool, &container, array, 400_000, 1).await == wanted);
+        assert!(read_array(&pool, &container, array, 400_000, 1).await == wanted);
         verify(&pool).await.expect("a sound pool");
         assert!(used(&pool) < 400_000 + 6 * 8192, "{} bytes for 400,000 that are visible", used(&pool));
         // Later epochs hide more of the ends, small pieces of a chunk among it.
@@ -384,7 +341,7 @@ fn blocks_that_several_pieces_share_are_given_back_with_what_nobody_sees() {
             write(&container, array, epoch, start as u64, &bytes).expect("a write");
             wanted[start..end].copy_from_slice(&bytes);
             aggregate(&container, 1, epoch).await;
-            assert!(read(&pool, &container, array, 400_000, 9).await == wanted, "epoch {epoch}");
+            assert!(read_array(&pool, &container, array, 400_000, 9).await == wanted, "epoch {epoch}");
             verify(&pool).await.expect("a sound pool");
         }
         assert!(used(&pool) < 400_000 - 70_000 + 10 * 8192, "{} bytes", used(&pool));
