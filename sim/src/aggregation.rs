@@ -5,13 +5,7 @@
 //! read under way needs. The model is told before it begins; nobody reads inside the range from then on (whoever wants to
 //! reads at its upper end), and everything outside reads as before, whatever is left of a slice.
 
-use std::{
-    cell::Cell,
-    future::{Future, poll_fn},
-    pin::pin,
-    rc::Weak,
-    time::Duration,
-};
+use std::{cell::Cell, rc::Weak, time::Duration};
 
 use daos_dsm::service::Target;
 use daos_types::{Epoch, EpochRange};
@@ -25,26 +19,18 @@ use crate::{cluster::Shared, violation::Rule};
 /// Longest pause between two aggregations of a target.
 const PAUSE_US_MAX: u64 = 200_000;
 
+/// Changes of a slice, at most: a history of the simulator would fit into one.
+const SLICE_CHANGES_MAX: u64 = 8;
+
 /// What all targets share.
 #[derive(Default)]
 pub struct State {
     /// The pool.
     pub pool: Cell<Option<Uuid>>,
-    /// Targets that are in the middle of an aggregation: it has begun, and waits before a slice.
-    pub under_way: Cell<u32>,
-    /// How often one has waited so far.
-    pub waits: Cell<u64>,
     /// Aggregations that came to their end.
     pub done: Cell<u64>,
-    /// Aggregations that a crash cut short.
+    /// Aggregations, discards and destructions that a crash cut short between two slices.
     pub cut_short: Cell<u64>,
-}
-
-impl State {
-    /// The engine has crashed.
-    pub fn crashed(&self) {
-        self.cut_short.set(self.cut_short.get() + u64::from(self.under_way.take()));
-    }
 }
 
 /// Aggregates on one target as long as the engine lives.
@@ -56,12 +42,9 @@ pub async fn live(env: SimEnv, shared: Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let Some((uuid, range)) = choose(&env, &shared) else { continue };
         let Some(Ok(pool)) = shared.aggregation.pool.get().map(|pool| target.vpool(pool)) else { continue };
+        pool.set_slice_changes(1 + (env.rng().next_u64() % SLICE_CHANGES_MAX) as usize);
         let result = match pool.container_open(uuid) {
-            Ok(container) => {
-                // A history of the simulator fits into one slice: they are made smaller.
-                let changes = 1 + (env.rng().next_u64() % 8) as usize;
-                watched(&shared, container.aggregate_in_slices(range, changes)).await.map(drop)
-            }
+            Ok(container) => container.aggregate(range).await.map(drop),
             Err(error) => Err(error),
         };
         let model = &mut *shared.model.borrow_mut();
@@ -100,24 +83,4 @@ fn choose(env: &SimEnv, shared: &Shared) -> Option<(Uuid, EpochRange)> {
         container.aggregated.push((low, high));
     }
     Some((container.uuid, EpochRange { low: Epoch(low), high: Epoch(high) }))
-}
-
-/// Runs an aggregation, and notes whenever it waits.
-async fn watched<R>(shared: &Shared, aggregation: impl Future<Output = R>) -> R {
-    let mut aggregation = pin!(aggregation);
-    let under_way = &shared.aggregation.under_way;
-    let mut waits = false;
-    poll_fn(|context| {
-        if std::mem::take(&mut waits) {
-            under_way.set(under_way.get().saturating_sub(1));
-        }
-        let result = aggregation.as_mut().poll(context);
-        if result.is_pending() {
-            waits = true;
-            under_way.set(under_way.get() + 1);
-            shared.aggregation.waits.set(shared.aggregation.waits.get() + 1);
-        }
-        result
-    })
-    .await
 }

@@ -247,11 +247,27 @@ impl Cluster {
     pub fn crash_engine(&self, loss: Loss) {
         self.shared.log(|| format!("{:?} -- engine crashes: {loss:?}", self.sim.elapsed()));
         self.check_scrubbers();
+        let cut_short = &self.shared.aggregation.cut_short;
+        cut_short.set(cut_short.get() + self.slices_waiting().0);
         self.engine.kill(loss);
         self.shared.started.set(0);
         self.shared.on.set(false);
-        self.shared.aggregation.crashed();
         self.shared.model.borrow_mut().crashed();
+    }
+
+    /// Long work of the targets that waits between two slices, and how often any has in this life of the engine.
+    pub fn slices_waiting(&self) -> (u64, u64) {
+        let mut sum = (0, 0);
+        for core in (0..TARGETS).filter(|_| self.engine.is_alive()) {
+            let target = self.engine.env(core).locals().get::<Target<SimEnv>>();
+            if let (Some(target), Some(pool)) = (target, self.shared.aggregation.pool.get())
+                && let Ok(pool) = target.vpool(pool)
+            {
+                let (waiting, waits) = pool.slices_waiting();
+                sum = (sum.0 + waiting, sum.1 + waits);
+            }
+        }
+        sum
     }
 
     /// In this life of the engine scrubbers have found damage only where there can be some.

@@ -18,7 +18,7 @@ impl Cluster {
             return self.crash_while_destroying(loss);
         }
         if self.shared.plan.aggregates && self.sim.choose(3) == 0 {
-            return self.crash_while_aggregating(loss);
+            return self.crash_between_slices(loss);
         }
         let kinds = if self.shared.plan.storage == Storage::Sound { 10 } else { 15 };
         match self.sim.choose(kinds) {
@@ -79,12 +79,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// The engine crashes between two slices of an aggregation.
-    fn crash_while_aggregating(&self, loss: Loss) -> Result<(), Stopped> {
-        let aggregation = &self.shared.aggregation;
-        let slice = aggregation.waits.get() + 1 + self.sim.choose(6);
-        let found = self.sim.run_until(Duration::from_secs(2), || {
-            (aggregation.under_way.get() > 0 && aggregation.waits.get() >= slice) || self.is_broken()
+    /// The engine crashes between two slices of an aggregation, a discard or a destruction.
+    fn crash_between_slices(&self, loss: Loss) -> Result<(), Stopped> {
+        let slice = self.slices_waiting().1 + 1 + self.sim.choose(24);
+        let found = self.sim.run_until(Duration::from_secs(1), || {
+            let (waiting, waits) = self.slices_waiting();
+            (waiting > 0 && waits >= slice) || self.is_broken()
         });
         match found {
             Ok(()) | Err(Stopped::TimeLimit(_)) => {}

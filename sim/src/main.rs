@@ -58,7 +58,7 @@ struct Totals {
     refused_reads: u64,
     scrub_passes: u64,
     aggregations: u64,
-    aggregations_cut_short: u64,
+    cut_short: u64,
     virtual_ms: u64,
 }
 
@@ -117,7 +117,7 @@ fn is_flawless(arguments: &Arguments) -> bool {
         totals.refused_reads += outcome.refused_reads;
         totals.scrub_passes += outcome.scrub_passes;
         totals.aggregations += outcome.aggregations;
-        totals.aggregations_cut_short += outcome.aggregations_cut_short;
+        totals.cut_short += outcome.cut_short;
         totals.virtual_ms += outcome.virtual_ms;
         totals.failures += u64::from(outcome.violation.is_some());
         report(&outcome, arguments);
@@ -126,15 +126,15 @@ fn is_flawless(arguments: &Arguments) -> bool {
     if !arguments.json {
         let twice = if arguments.twice { ", every seed twice with the same hash" } else { "" };
         let Totals { seeds, failures, crashes, comparisons, refused_reads, virtual_ms, .. } = totals;
-        let Totals { scrub_passes, aggregations, aggregations_cut_short, .. } = totals;
+        let Totals { scrub_passes, aggregations, cut_short, .. } = totals;
         let seconds = begun.elapsed().as_secs_f64();
         println!(
             "{seeds} seeds, {crashes} engine crashes, {comparisons} comparisons, {refused_reads} reads refused for \
              damage, {failures} failures{twice}"
         );
         println!(
-            "{scrub_passes} passes of scrubbers, {aggregations} aggregations, {aggregations_cut_short} more cut short by a \
-             crash"
+            "{scrub_passes} passes of scrubbers, {aggregations} aggregations; {cut_short} crashes between slices of long \
+             work"
         );
         println!(
             "{} s of virtual time in {seconds:.1} s: {:.0} seeds/s",

@@ -53,8 +53,8 @@ pub struct Outcome {
     pub scrub_passes: u64,
     /// Aggregations that came to their end.
     pub aggregations: u64,
-    /// Aggregations that a crash cut short.
-    pub aggregations_cut_short: u64,
+    /// Aggregations, discards and destructions that a crash cut short between two slices.
+    pub cut_short: u64,
     /// What was broken.
     pub violation: Option<Violation>,
 }
@@ -76,7 +76,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
             refused_reads: 0,
             scrub_passes: 0,
             aggregations: 0,
-            aggregations_cut_short: 0,
+            cut_short: 0,
             violation: Some(Violation { rule: Rule::Panic, story: text.to_owned() }),
         }
     })
@@ -107,7 +107,7 @@ fn run_cluster(seed: u64, options: Options) -> Outcome {
         refused_reads: model.refused_reads,
         scrub_passes: model.scrub_passes,
         aggregations: cluster.shared.aggregation.done.get(),
-        aggregations_cut_short: cluster.shared.aggregation.cut_short.get(),
+        cut_short: cluster.shared.aggregation.cut_short.get(),
         violation: model.violation().cloned(),
     }
 }

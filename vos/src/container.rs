@@ -360,7 +360,7 @@ impl<E: Env> Container<E> {
         loop {
             self.0.pool.between_slices().await?;
             self.check()?;
-            let (more, sealed) = self.edit_slice(SliceSize::WHOLE, epochs::discard_slice)?;
+            let (more, sealed) = self.edit_slice(epochs::discard_slice)?;
             if !more {
                 return Ok(sealed);
             }
@@ -370,14 +370,7 @@ impl<E: Env> Container<E> {
     /// Keeps, of what was changed in `range`, only what is visible at its end. The caller picks ranges that no snapshot
     /// and no reader needs. Resumable: after a crash, call it again.
     pub async fn aggregate(&self, range: EpochRange) -> Result<Sealed, Error> {
-        self.aggregate_in_slices(range, SliceSize::WHOLE.entries).await
-    }
-
-    /// As [`aggregate`](Self::aggregate), in slices that deal with at most so many changes each (at least one, and no more
-    /// than `aggregate` takes): between two of them others may run.
-    pub async fn aggregate_in_slices(&self, range: EpochRange, changes: usize) -> Result<Sealed, Error> {
         self.check()?;
-        let whole = SliceSize { entries: changes.clamp(1, SliceSize::WHOLE.entries), ..SliceSize::WHOLE };
         let (sweep, mut sealed) = self.edit_reserved(|editor| {
             epochs::begin_aggregation(editor, range)?;
             epochs::needs_sweep(editor, range)
@@ -387,16 +380,15 @@ impl<E: Env> Container<E> {
             self.0.pool.between_slices().await?;
             self.check()?;
             let mut scratch = self.0.scratch.borrow_mut();
-            (more, sealed) = self.edit_slice(whole, |editor, size| {
-                epochs::aggregate_slice(editor, range, size, &mut scratch)
-            })?;
+            (more, sealed) =
+                self.edit_slice(|editor, size| epochs::aggregate_slice(editor, range, size, &mut scratch))?;
         }
         let mut sweep = sweep.then(|| Sweep::new(range));
         while let Some(at) = sweep.take() {
             self.0.pool.between_slices().await?;
             self.check()?;
             let mut scratch = self.0.scratch.borrow_mut();
-            (sweep, sealed) = self.edit_slice(whole, |editor, size| at.slice(editor, size, &mut scratch))?;
+            (sweep, sealed) = self.edit_slice(|editor, size| at.slice(editor, size, &mut scratch))?;
         }
         let ((), last) = self.edit_reserved(|editor| epochs::end_aggregation(editor, range))?;
         Ok(last.max(sealed))
@@ -405,9 +397,9 @@ impl<E: Env> Container<E> {
     /// One transaction of long work, made smaller until log and arena take it.
     fn edit_slice<R>(
         &self,
-        mut size: SliceSize,
         mut slice: impl FnMut(&mut Editor<'_, '_>, SliceSize) -> Result<R, Error>,
     ) -> Result<(R, Sealed), Error> {
+        let mut size = self.0.pool.0.slices.size();
         loop {
             match self.edit_reserved(|editor| slice(editor, size)) {
                 Err(error) => size = size.smaller(&error).ok_or(error)?,
@@ -421,7 +413,7 @@ impl<E: Env> Container<E> {
         let mut more = true;
         while more {
             self.0.pool.between_slices().await?;
-            more = is_there()? && self.edit_slice(SliceSize::WHOLE, destroy::slice)?.0;
+            more = is_there()? && self.edit_slice(destroy::slice)?.0;
         }
         Ok(())
     }

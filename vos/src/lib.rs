@@ -37,6 +37,7 @@ mod pool;
 mod read;
 mod records;
 mod scrub;
+mod slices;
 mod sweep;
 mod tree;
 mod update;

@@ -23,6 +23,7 @@ use crate::{
     error::{from_heap, from_media, from_store, not_persisted},
     extents, memory,
     records::{ContainerRecord, Containers, Counts, POOL_MAGIC, POOL_VERSION, POOL_VERSION_OLDEST, PoolRoot},
+    slices::{Slices, Waiting},
     tree::{self, Bound, Probe},
 };
 
@@ -66,6 +67,7 @@ pub(crate) struct Inner<E: Env> {
     pub generation: Cell<u64>,
     /// What changes of all containers remember, whoever's handle they come through.
     pub cache: RefCell<Cache>,
+    pub slices: Slices,
 }
 
 impl<E: Env> Clone for Pool<E> {
@@ -232,6 +234,7 @@ impl<E: Env> Pool<E> {
             pins: Rc::default(),
             generation: Cell::new(0),
             cache: RefCell::default(),
+            slices: Slices::new(),
         })))
     }
 
@@ -478,6 +481,17 @@ impl<E: Env> Pool<E> {
         }
     }
 
+    /// Makes slices of long work (discards, aggregations, destructions) deal with at most so many changes: at least one, and
+    /// no more than they do by themselves. For simulators, whose histories are short.
+    pub fn set_slice_changes(&self, changes: usize) {
+        self.0.slices.set_changes(changes);
+    }
+
+    /// Long work that waits between two slices now, and how often any has so far.
+    pub fn slices_waiting(&self) -> (u64, u64) {
+        self.0.slices.waiting()
+    }
+
     pub(crate) fn containers_place(&self) -> u64 {
         self.0.root + offset_of!(PoolRoot, containers) as u64
     }
@@ -519,6 +533,7 @@ impl<E: Env> Pool<E> {
 
     /// Lets others run if this task has had its slice, and waits for room in the log. Between two slices of long work.
     pub(crate) async fn between_slices(&self) -> Result<(), Error> {
+        let _waiting = Waiting::begin(&self.0.slices);
         if self.0.env.scheduler().should_yield() {
             self.0.env.scheduler().yield_now().await;
         }
