@@ -117,6 +117,42 @@ fn damage_is_found_while_others_are_served() {
     }
 }
 
+/// A sector that cannot be read is damage like any other, and the pass goes on behind it; a device that is gone ends the
+/// pass, which begins again later.
+#[test]
+fn one_sector_is_a_fault_and_a_whole_device_is_another_matter() {
+    let cluster = cluster(3, RATE);
+    let client = cluster.client();
+    cluster.run(&client, |client| async move { fill(&client).await });
+    cluster.engine.kill(Loss::Process);
+    let disk = cluster.engine.disk();
+    let files = disk.files();
+    let (blocks, _) = files.iter().find(|(path, _)| path.ends_with("/1/blocks")).expect("a block tier");
+    assert!(disk.break_sector(blocks, disk.written_byte(blocks, 1).expect("something written")));
+    cluster.engine.restart();
+    cluster.start();
+    cluster.sim.run_for(Duration::from_secs(20)).expect("it runs");
+    let found = scrubbed(&cluster, 1);
+    assert_eq!(
+        (found.passes, found.passes_failed, found.faults, found.damaged_pools),
+        (1, 0, 1, 1),
+        "{found:?}"
+    );
+    assert_eq!(found.records, u64::from(VALUES), "those behind it were looked at");
+
+    disk.set_failed(true);
+    cluster.sim.run_for(PERIOD).expect("it runs");
+    for target in 0..TARGETS {
+        let gone = scrubbed(&cluster, target);
+        assert!(gone.passes_failed > 0 && gone.passes == 1, "{gone:?}");
+        assert!(gone.faults < 40, "it does not go on for ever: {gone:?}");
+    }
+    disk.set_failed(false);
+    cluster.sim.run_for(Duration::from_secs(620)).expect("it runs");
+    let back = scrubbed(&cluster, 0);
+    assert_eq!((back.passes, back.damaged_pools), (2, 0), "{back:?}");
+}
+
 /// However it is looked at, no stretch of time has more bytes than the rate allows, but for a slice; and a pass takes no
 /// longer than it must.
 #[test]
