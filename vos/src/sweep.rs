@@ -233,10 +233,7 @@ impl<'h> Walk<'h> {
             ObjectType::Array => self.array(Holder::Object(object))?,
             _ => self.keys(record.root, id.dkey_order(), id.akey_order(), hidden)?,
         };
-        if ended {
-            self.punches(record.punches, |epoch| Candidate::ObjectPunch(object, epoch))?;
-        }
-        Ok(ended)
+        Ok(ended && self.punches(record.punches, |epoch| Candidate::ObjectPunch(object, epoch))?)
     }
 
     /// Walks the keys of a KV, or the dkeys of a document.
@@ -256,10 +253,7 @@ impl<'h> Walk<'h> {
                 let hidden = hidden.max(punched_at(self.heap, punches, self.range.high)?);
                 let akeys: u64 = *memory::read(self.heap, keys::akeys_place(self.heap, key)?)?;
                 let ended = self.akeys(akeys, below, hidden)?;
-                if ended {
-                    self.punches(punches, |epoch| Candidate::DkeyPunch(key, epoch))?;
-                }
-                ended
+                ended && self.punches(punches, |epoch| Candidate::DkeyPunch(key, epoch))?
             } else {
                 self.versions(key, record.root, hidden)?
             };
@@ -347,25 +341,35 @@ impl<'h> Walk<'h> {
         Ok(true)
     }
 
-    /// Notes the punches that hide nothing any more, all that is older having been dealt with.
-    fn punches(&mut self, root: u64, candidate: impl Fn(u64) -> Candidate) -> Result<(), Error> {
+    /// Notes the punches that hide nothing any more, all that is older having been dealt with. Those that are left to the
+    /// next slice are found again: the others are gone then.
+    fn punches(&mut self, root: u64, candidate: impl Fn(u64) -> Candidate) -> Result<bool, Error> {
         if self.all {
             // One stands for all: they have no checksums of their own, but that of what they punch.
             if root != 0 {
                 self.found.push(candidate(0));
             }
-            return Ok(());
+            return Ok(true);
         }
         let newest = punched_at(self.heap, root, self.range.high)?;
-        let _ = tree::scan(self.heap, Punches, root, Bound::First, &mut |place| {
+        let low = Probe::number(self.range.low.0.into());
+        let mut ended = true;
+        let _ = tree::scan(self.heap, Punches, root, Bound::From(&low), &mut |place| {
             let punch: &PunchRecord = memory::read(self.heap, place)?;
+            if punch.epoch > self.range.high.0 {
+                return Ok(ControlFlow::Break(()));
+            }
             let obsolete = punch.epoch < newest || self.range.low.0 <= 1;
             if obsolete && self.is_aged(punch.epoch, punch.flags) {
+                if self.found.len() >= self.limit {
+                    ended = false;
+                    return Ok(ControlFlow::Break(()));
+                }
                 self.found.push(candidate(punch.epoch));
             }
             Ok(ControlFlow::Continue(()))
         })?;
-        Ok(())
+        Ok(ended)
     }
 }
 

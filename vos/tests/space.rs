@@ -350,3 +350,33 @@ fn blocks_that_several_pieces_share_are_given_back_with_what_nobody_sees() {
         assert_eq!(used(&pool), 0);
     });
 }
+
+/// What snapshots had kept of the punches of one object, or of one dkey, went in one transaction once they were gone, however
+/// many there were: the core was held for that long, and more than a log takes could never go.
+#[test]
+fn many_punches_go_in_slices() {
+    const PUNCHES: u64 = 1000;
+    run(|env| async move {
+        let (pool, container) = create(&env, MediaKind::Wal, 8 << 20).await;
+        let document = object(ObjectType::Document, 2);
+        let value = Some(Value::Inline(b"old", crc(b"old")));
+        let akeys = [AkeyUpdate { akey: b"akey", data: AkeyData::Single(value) }];
+        let update = Update::Document { dkey: b"dkey", akeys: &akeys };
+        let _ = container.update(document, Epoch(1), WRITER, Conflict::Refuse, &update).expect("an update");
+        for epoch in 2..PUNCHES + 2 {
+            pool.log_space().await.expect("room in the log");
+            let punch = if epoch % 2 == 0 { Punch::Dkey(b"dkey") } else { Punch::Object };
+            let _ =
+                container.punch(document, Epoch(epoch), WRITER, Conflict::Refuse, &punch).expect("a punch");
+            aggregate(&container, epoch, epoch).await;
+        }
+        assert_eq!(container.usage().expect("usage").records, PUNCHES + 1);
+        let before = pool.slices_waiting().1;
+        aggregate(&container, 1, PUNCHES + 1).await;
+        let slices = pool.slices_waiting().1 - before;
+        assert!(slices > PUNCHES / 64, "{PUNCHES} punches in {slices} slices");
+        let usage = container.usage().expect("usage");
+        assert_eq!((usage.objects, usage.records), (0, 0));
+        verify(&pool).await.expect("a sound pool");
+    });
+}
