@@ -3,12 +3,20 @@
 
 mod common;
 
-use std::{cell::Cell, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    rc::Rc,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use common::{Cluster, at, label, name};
 use daos_dsm::{
     access::{Capabilities, Identity},
-    client::{Caller, ClientConfig, ContainerHandle, DsmError, ObjectIo, OpenOptions, PoolHandle, Service},
+    client::{
+        Caller, ClientConfig, ContainerHandle, DsmError, ObjectIo, OpenOptions, PoolHandle, PoolSpec, Service,
+    },
     rpc::{
         control::Name,
         object::{ReadRecord, UpdateRecord},
@@ -21,7 +29,7 @@ use daos_xstream::{
     rpc::{Endpoint, EndpointConfig, Status},
     submit_to,
 };
-use daos_xstream_sim::{Loss, SimEnv};
+use daos_xstream_sim::{Config, Loss, SimEnv};
 
 const KEYS: u32 = 200;
 const TARGETS: u32 = 2;
@@ -237,6 +245,164 @@ fn what_failed_halfway_is_taken_up_again() {
         outcomes[usize::from(there)] += 1;
     }
     assert!(outcomes[0] > 2 && outcomes[1] > 2, "both happened: {outcomes:?}");
+}
+
+/// Counts, by container, how often the engine says that it could not be destroyed.
+struct Failures(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl tracing::Subscriber for Failures {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event()
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        #[derive(Default)]
+        struct Fields(BTreeMap<&'static str, String>);
+        impl tracing::field::Visit for Fields {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0.insert(field.name(), format!("{value:?}"));
+            }
+        }
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let message = fields.0.get("message").map_or("", String::as_str);
+        if let Some(container) = fields.0.get("container")
+            && message.starts_with("a container could not be destroyed")
+        {
+            *self.0.lock().expect("one thread").entry(container.clone()).or_default() += 1;
+        }
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// A container that could not be destroyed was tried again every 250 ms, for ever and before all others of its pool, which had
+/// to wait until it was gone.
+#[test]
+fn every_container_that_cannot_be_destroyed_has_its_turn() {
+    let failures = Arc::new(Mutex::new(BTreeMap::new()));
+    let (containers, cluster) = tracing::subscriber::with_default(Failures(failures.clone()), || {
+        let cluster = Cluster::with(1, slow());
+        let engine = cluster.engine.clone();
+        let containers = cluster.run(&cluster.client(), |client| async move {
+            client.make().await;
+            let pool = client.connect().await;
+            let mut containers = Vec::new();
+            for _ in 0..3 {
+                containers.push(pool.container_create(None, Default::default(), None).await.expect("made"));
+            }
+            engine.disk().set_failed(true);
+            // At one time: once the failure is noticed nothing is marked any more.
+            let destroyed =
+                containers.iter().map(|container| pool.container_destroy(Name::Uuid(*container), false));
+            for destroyed in join_all(destroyed).await {
+                destroyed.expect_err("media fail");
+            }
+            containers
+        });
+        cluster.sim.run_for(Duration::from_secs(60)).expect("runs");
+        (containers, cluster)
+    });
+    let failures = failures.lock().expect("one thread");
+    for container in &containers {
+        // After 0.25 s, then 0.5, 1, and so on.
+        let tried = failures.get(&container.to_string()).copied().unwrap_or(0);
+        assert!((6..=8).contains(&tried), "{container} was tried {tried} times: {failures:?}");
+    }
+    cluster.engine.disk().set_failed(false);
+    cluster.restart(Loss::Power);
+    cluster.sim.run_for(Duration::from_secs(1)).expect("runs");
+    cluster.run(&cluster.client(), move |client| async move {
+        // What media had taken before they failed: all or nothing of the marks.
+        let listed = client.connect().await.list_containers().await.expect("listed").len();
+        assert!(listed == 1 || listed == 4, "{listed}");
+    });
+}
+
+/// A disk that makes destruction take longer than the attempts of a client.
+fn slow() -> Config {
+    Config { flush_latency_ns: (5_000_000, 40_000_000), ..Config::default() }
+}
+
+/// A client whose attempts are over long before the answer can come: it asks again and again.
+fn hasty(client: &common::Client) -> Caller<SimEnv> {
+    let config = ClientConfig {
+        attempt_timeout: Duration::from_millis(3),
+        ..ClientConfig::new(Identity { uid: 1000, gid: 1000 })
+    };
+    Caller::new(client.caller.endpoint().clone(), config)
+}
+
+/// DESTROY named a container by its label. Repeated after the destruction had gone on in the background, it was answered "there is
+/// no such container"; and if somebody had made another one of that label, it destroyed that.
+#[test]
+fn a_repeated_destruction_by_label_means_the_same_container() {
+    for seed in 0..12 {
+        let cluster = Cluster::with(seed, slow());
+        let anew = seed % 2 == 0;
+        cluster.run(&cluster.client(), move |client| async move {
+            client.make().await;
+            let pool = client.connect().await;
+            let (old, packed) =
+                (pool.list_containers().await.expect("listed")[0].uuid, pool.local_to_global());
+            let hasty = PoolHandle::global_to_local(hasty(&client), &packed).expect("the same handle");
+            let others = async {
+                loop {
+                    let listed = pool.list_containers().await.expect("listed");
+                    if listed.iter().all(|entry| entry.uuid != old) {
+                        break;
+                    }
+                }
+                match anew {
+                    true => Some(pool.container_create(Some(label("box")), Default::default(), None).await),
+                    false => None,
+                }
+            };
+            let (destroyed, made) = both(hasty.container_destroy(name("box"), true), others).await;
+            destroyed.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let made: Vec<_> = made.into_iter().map(|made| made.expect("made")).collect();
+            let listed = pool.list_containers().await.expect("listed");
+            assert_eq!(listed.iter().map(|entry| entry.uuid).collect::<Vec<_>>(), made, "seed {seed}");
+            // One that was never there, or is not any more, is still not found.
+            let missing = pool.container_destroy(name("crate"), true).await;
+            assert_eq!(status(missing), Some(Status::NOT_FOUND));
+        });
+    }
+}
+
+/// The same, of pools.
+#[test]
+fn a_repeated_destruction_of_a_pool_by_label_means_the_same_pool() {
+    for seed in 0..12 {
+        let cluster = Cluster::with(seed, slow());
+        let anew = seed % 2 == 0;
+        cluster.run(&cluster.client(), move |client| async move {
+            let spec =
+                PoolSpec { label: Some(label("tank")), bytes: common::POOL_BYTES, ..PoolSpec::default() };
+            client.service.pool_create(&spec).await.expect("made");
+            let hasty = Service::new(hasty(&client), vec![client.address.clone()]);
+            let others = async {
+                while !client.service.pool_list().await.expect("listed").is_empty() {}
+                match anew {
+                    true => Some(client.service.pool_create(&spec).await),
+                    false => None,
+                }
+            };
+            let (destroyed, made) = both(hasty.pool_destroy(name("tank"), true), others).await;
+            destroyed.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let made: Vec<_> = made.into_iter().map(|made| made.expect("made")).collect();
+            assert_eq!(client.service.pool_list().await.expect("listed"), made, "seed {seed}");
+            let missing = client.service.pool_destroy(name("basin"), true).await;
+            assert_eq!(status(missing), Some(Status::NOT_FOUND));
+        });
+    }
 }
 
 /// Containers in the vpools of all targets, without the metadata's.

@@ -138,7 +138,7 @@ fn the_metadata_container_is_out_of_reach() {
         );
         let open = hostile.open(handle, Name::Uuid(RESERVED), opened).await;
         assert_eq!(status(open), Status::NOT_PERMITTED);
-        let destroy = ContainerDestroy { container: Name::Uuid(RESERVED), force: true };
+        let destroy = ContainerDestroy { container: RESERVED, force: true };
         assert_eq!(
             status(hostile.container(container::DESTROY, handle, &destroy).await),
             Status::NOT_PERMITTED
@@ -205,7 +205,7 @@ fn only_administrators_manage_pools() {
             let hostile = Hostile::new(&client).await;
             let identity = Identity { uid: stated, gid: stated };
             let (procedure, body) = if destroy {
-                let destroy = PoolDestroy { pool: name("tank"), identity, force: true };
+                let destroy = PoolDestroy { pool: uuid(9), identity, force: true };
                 (management::POOL_DESTROY, control::encode(&destroy))
             } else {
                 let create = PoolCreate {

@@ -114,6 +114,42 @@ fn what_is_listed_is_there_for_good() {
     }
 }
 
+/// The repetition of a CLOSE asked every pool of the engine, because nobody knew which one had had the handle: where one had
+/// failed, closing a handle of any other could be done once and never again.
+#[test]
+fn a_repeated_close_asks_no_other_pool() {
+    let cluster = Cluster::new(1);
+    let engine = cluster.engine.clone();
+    cluster.run(&cluster.client(), |client| async move {
+        client.make().await;
+        let other = PoolSpec { label: Some(label("other")), bytes: POOL_BYTES, ..PoolSpec::default() };
+        client.service.pool_create(&other).await.expect("made");
+        let (mut handles, mut again) = (Vec::new(), Vec::new());
+        for (index, of) in ["tank", "other"].into_iter().enumerate() {
+            let pool = client.service.pool_connect(name(of), Capabilities::ALL).await.expect("connected");
+            if index == 1 {
+                pool.container_create(Some(label("box")), Default::default(), None).await.expect("made");
+            }
+            let handle = pool.container_open(name("box"), OpenOptions::READ).await.expect("opened");
+            let packed = handle.local_to_global();
+            again.push(ContainerHandle::global_to_local(pool, &packed).expect("the same handle"));
+            handles.push(handle);
+        }
+        let (other, tank) = (handles.pop().expect("two"), handles.pop().expect("two"));
+        let pool = PoolHandle::global_to_local(client.caller.clone(), &other.pool().local_to_global());
+        let pool = pool.expect("the same handle");
+        other.clone().close().await.expect("closed");
+        other.pool().clone().disconnect().await.expect("disconnected");
+        engine.disk().set_failed(true);
+        tank.close().await.expect_err("it cannot be made durable");
+        engine.disk().set_failed(false);
+        let [tank, other] = again.try_into().map_err(drop).expect("two");
+        other.close().await.expect("it is closed");
+        pool.disconnect().await.expect("it is closed");
+        tank.close().await.expect_err("that it is closed would not survive a crash");
+    });
+}
+
 /// The repetition of POOL_DESTROY found no pool and called that a success, and the list had it no more, while its marker was
 /// being removed: after a loss of power the pool was back.
 #[test]

@@ -15,7 +15,7 @@ fn check<T: Serialize + DeserializeOwned>(body: &[u8]) {
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (kind, body) = input;
-    match kind % 12 {
+    match kind % 14 {
         0 => check::<PoolCreate>(body),
         1 => check::<PoolDestroy>(body),
         2 => check::<PoolConnect>(body),
@@ -27,6 +27,8 @@ fuzz_target!(|input: (u8, &[u8])| {
         8 => check::<EpochRequest>(body),
         9 => check::<EpochCommit>(body),
         10 => check::<AttributesSet>(body),
+        11 => check::<PoolLookup>(body),
+        12 => check::<ContainerLookup>(body),
         _ => check::<SetAcl>(body),
     }
 });

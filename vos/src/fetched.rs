@@ -139,6 +139,11 @@ pub(crate) enum Position {
 }
 
 impl Anchor {
+    /// The place after `key` in a listing of keys, whether there is such a key or not.
+    pub fn after(key: &[u8]) -> Self {
+        Anchor(Position::After(key.to_vec()))
+    }
+
     /// Whether everything was given.
     pub fn at_end(&self) -> bool {
         self.0 == Position::End

@@ -13,7 +13,7 @@ use crate::{
     rpc::{
         control::{
             Label, ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolEvict, PoolList,
-            PoolListRequest, StorageReply,
+            PoolListRequest, PoolLookup, StorageReply,
         },
         management, module, pool,
     },
@@ -62,6 +62,13 @@ impl<E: Env> Service<E> {
 
     /// Destroys a pool with all it holds; refused while somebody is connected, unless forced.
     pub async fn pool_destroy(&self, pool: Name, force: bool) -> Result<(), DsmError> {
+        let pool = match pool {
+            Name::Uuid(uuid) => uuid,
+            label => {
+                let request = PoolLookup { pool: label, identity: self.identity() };
+                self.call(module::MANAGEMENT, management::POOL_LOOKUP, &request).await?
+            }
+        };
         let request = PoolDestroy { pool, identity: self.identity(), force };
         self.call(module::MANAGEMENT, management::POOL_DESTROY, &request).await
     }

@@ -17,7 +17,8 @@ use crate::{
         Malformed, container,
         control::{
             self, ContainerCreate, ContainerDestroy, ContainerEntry, ContainerList, ContainerListRequest,
-            ContainerProperties, Label, Name, PoolConnect, PoolConnected, PoolQuery, PoolQueryReply, SetAcl,
+            ContainerLookup, ContainerProperties, Label, Name, PoolConnect, PoolConnected, PoolQuery,
+            PoolQueryReply, SetAcl,
         },
         module, pool,
     },
@@ -157,6 +158,13 @@ impl<E: Env> PoolHandle<E> {
 
     /// Destroys a container with all it holds; refused while somebody has it open, unless forced.
     pub async fn container_destroy(&self, container: Name, force: bool) -> Result<(), DsmError> {
+        let container = match container {
+            Name::Uuid(uuid) => uuid,
+            label => {
+                let request = ContainerLookup { container: label };
+                self.call(module::CONTAINER, container::LOOKUP, &request).await?
+            }
+        };
         self.call(module::CONTAINER, container::DESTROY, &ContainerDestroy { container, force }).await
     }
 

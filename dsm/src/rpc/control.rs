@@ -155,11 +155,21 @@ pub struct PoolCreate {
     pub scm_bytes: Option<u64>,
 }
 
+/// MANAGEMENT / POOL_LOOKUP. The reply is the pool's UUID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolLookup {
+    /// Which.
+    pub pool: Name,
+    /// Who asks.
+    pub identity: Identity,
+}
+
 /// MANAGEMENT / POOL_DESTROY. The reply is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolDestroy {
-    /// Which.
-    pub pool: Name,
+    /// Which. Not by label: a request that is repeated after it was done must not meet another pool of that label, and
+    /// has succeeded if there is none.
+    pub pool: Uuid,
     /// Who asks.
     pub identity: Identity,
     /// Also if somebody is connected.
@@ -349,11 +359,18 @@ pub struct ContainerCreate {
     pub acl: Option<Acl>,
 }
 
+/// CONTAINER / LOOKUP, with the pool handle in the header. The reply is the container's UUID.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerLookup {
+    /// Which.
+    pub container: Name,
+}
+
 /// CONTAINER / DESTROY, with the pool handle in the header. The reply is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerDestroy {
-    /// Which.
-    pub container: Name,
+    /// Which; by UUID for the reason that [`PoolDestroy`] has.
+    pub container: Uuid,
     /// Also if somebody has it open.
     pub force: bool,
 }

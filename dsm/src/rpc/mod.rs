@@ -32,6 +32,8 @@ pub mod management {
     pub const POOL_LIST: u8 = 3;
     /// Space of the engine's targets.
     pub const STORAGE_QUERY: u8 = 4;
+    /// The UUID of the pool of a name.
+    pub const POOL_LOOKUP: u8 = 5;
 }
 
 /// Procedures of [`module::POOL`].
@@ -86,6 +88,8 @@ pub mod container {
     pub const ATTRIBUTES_SET: u8 = 16;
     /// Read attributes.
     pub const ATTRIBUTES_GET: u8 = 17;
+    /// The UUID of the container of a name.
+    pub const LOOKUP: u8 = 18;
 }
 
 /// Procedures of [`module::OBJECT`].

@@ -22,8 +22,8 @@ use crate::{
     rpc::{
         container,
         control::{
-            ContainerCreate, ContainerOpen, ContainerOpened, ContainerQueryReply, Name, SnapshotList,
-            SnapshotListRequest, page,
+            ContainerCreate, ContainerLookup, ContainerOpen, ContainerOpened, ContainerQueryReply, Name,
+            SnapshotList, SnapshotListRequest, page,
         },
     },
 };
@@ -33,11 +33,14 @@ impl<E: Env> Control<E> {
         match ask.procedure {
             container::CREATE => answer(&self.container_create(ask).await?),
             container::DESTROY => answer(&self.container_destroy(ask).await?),
+            container::LOOKUP => answer(&self.container_lookup(ask).await?),
             container::OPEN => answer(&self.open(ask).await?),
             container::CLOSE => match self.pool_of(ask.handle, &ask.responder) {
                 Ok(pool) => answer(&self.close(&pool, ask.handle).await?),
                 // It was closed, and the reply was lost.
-                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&self.closed_before().await?),
+                Err(refusal) if refusal.status == Status::BAD_HANDLE => {
+                    answer(&self.closed_before(ask.handle).await?)
+                }
                 Err(refusal) => Err(refusal),
             },
             container::QUERY => answer(&self.container_query(ask).await?),
@@ -108,7 +111,7 @@ impl<E: Env> Control<E> {
             }
             let count = tables.containers.len();
             // One that is there was made by this request before, and the reply was lost.
-            if let std::collections::btree_map::Entry::Vacant(place) = tables.containers.entry(request.uuid) {
+            if !tables.containers.contains_key(&request.uuid) {
                 one_more(count, self.config.limits.containers, "containers in the pool", "destroy some")?;
                 let acl = request.acl.unwrap_or_else(Acl::initial);
                 let record = ContainerRecord {
@@ -122,10 +125,20 @@ impl<E: Env> Control<E> {
                 batch.put(Table::Main, records::key(Kind::Container, &name), records::encode(&record));
                 batch.put(Table::Main, records::key(Kind::Hce, &name), records::encode(&epochs.record()));
                 pool.rdb.submit(&batch)?;
-                place.insert(ContainerState { record, epochs, handles: BTreeMap::new() });
+                let state = ContainerState { record, epochs, handles: BTreeMap::new() };
+                tables.add_container(request.uuid, state);
             }
         }
         Ok(pool.rdb.settled().await?)
+    }
+
+    async fn container_lookup(&self, ask: &Ask<E>) -> Result<Uuid, Refusal> {
+        let request: ContainerLookup = ask.body()?;
+        let pool = self.pool_of(ask.handle, &ask.responder)?;
+        pool.tables.borrow().pool_handle(ask.handle, Capabilities::READ)?;
+        let named = pool.tables.borrow().container_named(&request.container);
+        pool.rdb.settled().await?;
+        named.ok_or_else(|| no_container(&request.container))
     }
 
     async fn open(&self, ask: &Ask<E>) -> Result<ContainerOpened, Refusal> {
@@ -141,9 +154,7 @@ impl<E: Env> Control<E> {
         let Some(container) = named else {
             // That it was destroyed may not be for good yet.
             pool.rdb.settled().await?;
-            let message =
-                format!("the pool has no container {}; daos container list shows its own", request.container);
-            return Err(Refusal::new(Status::NOT_FOUND, message));
+            return Err(no_container(&request.container));
         };
         {
             let tables = &mut *pool.tables.borrow_mut();
@@ -263,11 +274,9 @@ impl<E: Env> Control<E> {
             Ok(())
         });
         closed?;
-        {
-            let mut tables = pool.tables.borrow_mut();
-            tables.remove_open(handle);
-        }
+        let removal = pool.tables.borrow_mut().remove_open(handle);
         pool.rdb.settled().await?;
+        pool.tables.borrow_mut().removal_settled(removal);
         pool.committed.notify_all();
         Ok(())
     }
@@ -305,6 +314,11 @@ impl<E: Env> Control<E> {
         pool.rdb.settled().await?;
         Ok(reply)
     }
+}
+
+fn no_container(name: &Name) -> Refusal {
+    let message = format!("the pool has no container {name}; daos container list shows its own");
+    Refusal::new(Status::NOT_FOUND, message)
 }
 
 /// Refuses what clients ask of the container that holds the pool's metadata.

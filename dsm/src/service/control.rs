@@ -37,7 +37,7 @@ use crate::{
 
 /// Name of the file that says that a pool is complete, in its folder.
 pub(super) const MARKER: &str = "ready";
-/// How soon an eviction, or the destruction of a container, that failed is tried again.
+/// How soon an eviction that failed is tried again, and, the first time, the destruction of a container.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Handles looked at for eviction before others have their turn.
 const HANDLES_AT_ONCE: usize = 64;
@@ -200,6 +200,7 @@ impl<E: Env> Service<E> for ControlService<E> {
                 (management::POOL_DESTROY, "pool_destroy"),
                 (management::POOL_LIST, "pool_list"),
                 (management::STORAGE_QUERY, "storage_query"),
+                (management::POOL_LOOKUP, "pool_lookup"),
             ],
             module::POOL => &[
                 (pool::CONNECT, "connect"),
@@ -227,6 +228,7 @@ impl<E: Env> Service<E> for ControlService<E> {
                 (container::SNAPSHOT_DESTROY, "snapshot_destroy"),
                 (container::ATTRIBUTES_SET, "attributes_set"),
                 (container::ATTRIBUTES_GET, "attributes_get"),
+                (container::LOOKUP, "lookup"),
             ],
         }
     }
@@ -286,11 +288,12 @@ impl<E: Env> Control<E> {
         Ok(info)
     }
 
-    /// Answers the repetition of a request to close a handle that is gone: nobody knows of which pool it was, and whoever
-    /// closed it may still wait for that to be settled.
-    pub(super) async fn closed_before(&self) -> Result<(), Refusal> {
-        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
-        for pool in pools {
+    /// Answers the repetition of a request to close a handle that is gone: whoever closed it may still wait for that to be
+    /// settled. It asks the pool that had the handle and no other, which may have failed or be busy.
+    pub(super) async fn closed_before(&self, handle: Uuid) -> Result<(), Refusal> {
+        let had_it = |pool: &&Rc<PoolState<E>>| pool.tables.borrow().is_being_removed(handle);
+        let pool = self.pools.borrow().values().find(had_it).cloned();
+        if let Some(pool) = pool {
             pool.rdb.settled().await?;
         }
         Ok(())
@@ -509,7 +512,7 @@ impl<E: Env> Control<E> {
             on_all_targets(&self.env, move |target| async move { target.pool_open(uuid).await }).await;
         all_or_first_error(opened)?;
         let vpool = Target::of(&self.env).await.vpool(uuid)?;
-        let pool = PoolState::load(uuid, &vpool, self.env.clock().now())?;
+        let pool = PoolState::load(uuid, &vpool, self.env.clock().now()).await?;
         self.store_addresses(&pool)?;
         pool.rdb.settled().await?;
         self.tell_map_version(&pool).await?;

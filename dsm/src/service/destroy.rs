@@ -8,9 +8,9 @@
 //!   up again, after a restart too, until it is done.
 //! * The records go last, the mark with them; before, all that is left to do follows from them.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
-use daos_xstream::{Clock, Env, rpc::Status};
+use daos_xstream::{Clock, Env, Time, race, rpc::Status};
 use uuid::Uuid;
 
 use super::{
@@ -19,7 +19,7 @@ use super::{
     control::{Ask, Control, RETRY_INTERVAL},
     records::{self, Kind},
     refusal::Refusal,
-    state::{Destruction, PoolState, Tables, permit},
+    state::{Destruction, PoolState, permit},
     target::{all_or_first_error, on_all_targets},
 };
 use crate::{
@@ -27,27 +27,21 @@ use crate::{
     rpc::control::{ContainerDestroy, Name},
 };
 
+/// The longest pause before the destruction of a container is tried again.
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Records that are removed in one step: a step must fit into the log.
 const RECORDS_AT_ONCE: usize = 64;
 
 impl<E: Env> Control<E> {
     pub(super) async fn container_destroy(&self, ask: &Ask<E>) -> Result<(), Refusal> {
         let request: ContainerDestroy = ask.body()?;
-        unless_reserved(&request.container)?;
+        unless_reserved(&Name::Uuid(request.container))?;
         let pool = self.pool_of(ask.handle, &ask.responder)?;
-        let found = self.begin_destroying(&pool, ask.handle, &request)?;
-        let Some(container) = found else {
-            // Whoever destroyed it may not have heard yet that it is so for good.
-            pool.rdb.settled().await?;
-            return match request.container {
-                // By UUID: it was destroyed, and the reply was lost.
-                Name::Uuid(_) => Ok(()),
-                Name::Label(label) => {
-                    Err(Refusal::new(Status::NOT_FOUND, format!("the pool has no container {label}")))
-                }
-            };
-        };
-        let result = self.destroy_marked(&pool, container).await;
+        if !self.begin_destroying(&pool, ask.handle, &request)? {
+            // It was destroyed, and the reply was lost. Whoever did it may not have heard yet that it is so for good.
+            return Ok(pool.rdb.settled().await?);
+        }
+        let result = self.destroy_marked(&pool, request.container).await;
         if result.is_err() {
             // Whoever asked may not come back.
             self.halted.notify_one();
@@ -55,24 +49,22 @@ impl<E: Env> Control<E> {
         result
     }
 
-    /// Marks a container, unless it is marked already and only has to be taken up again; `None` if there is none.
+    /// Marks a container, unless it is marked already and only has to be taken up again; false if there is none.
     fn begin_destroying(
         &self,
         pool: &PoolState<E>,
         pool_handle: Uuid,
         request: &ContainerDestroy,
-    ) -> Result<Option<Uuid>, Refusal> {
+    ) -> Result<bool, Refusal> {
         let tables = &mut *pool.tables.borrow_mut();
         let asking = tables.pool_handle(pool_handle, Capabilities::READ)?.clone();
-        let marked = tables.destroying_named(&request.container);
-        let named = tables.container_named(&request.container);
-        let Some(container) = named.or(marked.map(|(container, _)| container)) else { return Ok(None) };
-        let state = tables.container(container)?;
+        let container = request.container;
+        let Some(state) = tables.containers.get(&container) else { return Ok(false) };
         if !state.record.ownership.grants(asking.identity).permits(Capabilities::DELETE_CONTAINER) {
             permit(asking.capabilities, Capabilities::DELETE_CONTAINER)?;
         }
-        match (named, marked) {
-            (Some(_), _) => {
+        let how_far = match tables.destroying.get(&container) {
+            None => {
                 if !state.handles.is_empty() && !request.force {
                     let message = format!("{} handles of the container are open", state.handles.len());
                     return Err(Refusal::new(Status::IN_USE, message));
@@ -80,23 +72,25 @@ impl<E: Env> Control<E> {
                 let mut batch = Batch::default();
                 batch.put(Table::Main, mark_of(container), Vec::new());
                 pool.rdb.submit(&batch)?;
+                Destruction { under_way: true, failures: 0, due: Time(0) }
             }
-            (None, Some((_, Destruction::UnderWay))) => {
+            Some(Destruction { under_way: true, .. }) => {
                 return Err(Refusal::new(Status::TRY_AGAIN, "the container is being destroyed"));
             }
-            (None, _) => {}
-        }
-        tables.destroying.insert(container, Destruction::UnderWay);
-        Ok(Some(container))
+            Some(halted) => Destruction { under_way: true, ..*halted },
+        };
+        tables.mark(container, how_far);
+        Ok(true)
     }
 
-    /// Destroys what is marked and [under way](Destruction::UnderWay), or leaves it [halted](Destruction::Halted).
+    /// Destroys what is marked and under way, or leaves it halted, to be taken up again after a while.
     async fn destroy_marked(&self, pool: &Rc<PoolState<E>>, container: Uuid) -> Result<(), Refusal> {
         let result = self.remove_marked(pool, container).await;
         if result.is_err()
             && let Some(how_far) = pool.tables.borrow_mut().destroying.get_mut(&container)
         {
-            *how_far = Destruction::Halted;
+            let due = self.env.clock().now() + pause_after(how_far.failures);
+            *how_far = Destruction { under_way: false, failures: how_far.failures.saturating_add(1), due };
         }
         result
     }
@@ -116,26 +110,20 @@ impl<E: Env> Control<E> {
             target.container_destroy(uuid, container).await
         });
         all_or_first_error(destroyed.await)?;
-        let of_container = container.as_bytes().as_slice();
-        let snapshots = pool.rdb.keys(Table::Main, &records::key(Kind::Snapshot, &[of_container]))?;
-        let attributes = pool.rdb.keys(Table::Attributes(container), b"")?;
-        for (table, keys) in [(Table::Main, snapshots), (Table::Attributes(container), attributes)] {
-            for some in keys.chunks(RECORDS_AT_ONCE) {
-                let mut batch = Batch::default();
-                some.iter().for_each(|key| batch.remove(table, key.clone()));
-                pool.rdb.submit(&batch)?;
-                pool.rdb.settled().await?;
-            }
+        for some in pool.records_below(container)?.chunks(RECORDS_AT_ONCE) {
+            let mut batch = Batch::default();
+            some.iter().for_each(|(table, key)| batch.remove(*table, key.clone()));
+            pool.rdb.submit(&batch)?;
+            pool.rdb.settled().await?;
         }
         let mut batch = Batch::default();
         for kind in [Kind::Container, Kind::Hce, Kind::Destroying] {
-            batch.remove(Table::Main, records::key(kind, &[of_container]));
+            batch.remove(Table::Main, records::key(kind, &[container.as_bytes()]));
         }
         {
             let tables = &mut *pool.tables.borrow_mut();
             pool.rdb.submit(&batch)?;
-            tables.containers.remove(&container);
-            tables.destroying.remove(&container);
+            tables.remove_container(container);
         }
         pool.committed.notify_all();
         Ok(pool.rdb.settled().await?)
@@ -144,41 +132,49 @@ impl<E: Env> Control<E> {
     /// Takes up, for ever, what was cut short.
     pub(super) async fn finish_destroying(&self) {
         loop {
-            let mut failed = false;
+            let mut next = Time::NEVER;
             let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
             for pool in pools {
-                loop {
-                    let halted = take_halted(&mut pool.tables.borrow_mut());
-                    let Some(container) = halted else { break };
-                    tracing::info!(%container, pool = %pool.uuid, "taking up the destruction of a container");
-                    if let Err(refusal) = self.destroy_marked(&pool, container).await {
-                        tracing::warn!(
-                            %container,
-                            error = refusal.message,
-                            "a container could not be destroyed; it will be tried again"
-                        );
-                        failed = true;
-                        break;
-                    }
-                }
+                next = next.min(self.finish_in(&pool).await);
             }
-            match failed {
-                true => {
-                    let next = self.env.clock().now() + RETRY_INTERVAL;
-                    self.env.clock().sleep_until(next).await;
-                }
-                false => self.halted.notified().await,
+            let _ = race(self.halted.notified(), self.env.clock().sleep_until(next)).await;
+        }
+    }
+
+    /// Takes up what is due in one pool, each container once: one that cannot be destroyed keeps no other waiting. Returns when
+    /// the next is due.
+    async fn finish_in(&self, pool: &Rc<PoolState<E>>) -> Time {
+        let now = self.env.clock().now();
+        let is_due = |how_far: &Destruction| !how_far.under_way && how_far.due <= now;
+        let due: Vec<Uuid> = {
+            let tables = pool.tables.borrow();
+            let due = tables.destroying.iter().filter(|(_, how_far)| is_due(how_far));
+            due.map(|(container, _)| *container).collect()
+        };
+        for container in due {
+            match pool.tables.borrow_mut().destroying.get_mut(&container) {
+                Some(how_far) if is_due(how_far) => how_far.under_way = true,
+                // Somebody asked, and was faster.
+                _ => continue,
+            }
+            tracing::info!(%container, pool = %pool.uuid, "taking up the destruction of a container");
+            if let Err(refusal) = self.destroy_marked(pool, container).await {
+                tracing::warn!(
+                    %container,
+                    error = refusal.message,
+                    "a container could not be destroyed; it will be tried again"
+                );
             }
         }
+        let tables = pool.tables.borrow();
+        let halted = tables.destroying.values().filter(|how_far| !how_far.under_way);
+        halted.map(|how_far| how_far.due).min().unwrap_or(Time::NEVER)
     }
 }
 
-/// A container of which the destruction was cut short, and goes on from now.
-fn take_halted(tables: &mut Tables) -> Option<Uuid> {
-    let halted = tables.destroying.iter_mut().find(|(_, how_far)| **how_far == Destruction::Halted);
-    let (container, how_far) = halted?;
-    *how_far = Destruction::UnderWay;
-    Some(*container)
+/// How long to leave a container alone that could not be destroyed, and had failed so often before.
+fn pause_after(failures: u32) -> Duration {
+    (RETRY_INTERVAL * 2u32.saturating_pow(failures.min(16))).min(RETRY_INTERVAL_MAX)
 }
 
 /// Key of a container's mark.

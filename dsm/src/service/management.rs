@@ -22,7 +22,7 @@ use crate::{
     rpc::{
         control::{
             Label, ManagementQuery, Name, PoolCreate, PoolDestroy, PoolEntry, PoolList, PoolListRequest,
-            StorageReply, TargetSpace, page,
+            PoolLookup, StorageReply, TargetSpace, page,
         },
         management,
     },
@@ -45,6 +45,11 @@ impl<E: Env> Control<E> {
                 let request: PoolDestroy = ask.body()?;
                 self.administrator(ask, request.identity)?;
                 answer(&self.pool_destroy(&request).await?)
+            }
+            management::POOL_LOOKUP => {
+                let request: PoolLookup = ask.body()?;
+                self.administrator(ask, request.identity)?;
+                answer(&self.pool_lookup(&request)?)
             }
             management::POOL_LIST => {
                 let request: PoolListRequest = ask.body()?;
@@ -221,28 +226,26 @@ impl<E: Env> Control<E> {
         made.chain(others).fold(0, u64::saturating_add)
     }
 
+    fn pool_lookup(&self, request: &PoolLookup) -> Result<Uuid, Refusal> {
+        if let Name::Label(label) = &request.pool {
+            self.unless_label_busy(Some(label))?;
+        }
+        Ok(self.pool_named(&request.pool)?.uuid)
+    }
+
     async fn pool_destroy(&self, request: &PoolDestroy) -> Result<(), Refusal> {
-        let broken = match request.pool {
-            Name::Uuid(uuid) => self.broken.borrow().get(&uuid).cloned().map(|refusal| (uuid, refusal)),
-            Name::Label(_) => None,
-        };
-        if let Some((uuid, refusal)) = broken {
+        let uuid = request.pool;
+        let broken = self.broken.borrow().get(&uuid).cloned();
+        if let Some(refusal) = broken {
             if !request.force {
                 let message = format!("{}; --force removes it with all it holds", refusal.message);
                 return Err(Refusal::new(refusal.status, message));
             }
             return self.destroy_broken(uuid).await;
         }
-        match &request.pool {
-            Name::Uuid(uuid) => self.unless_busy(*uuid)?,
-            Name::Label(label) => self.unless_label_busy(Some(label))?,
-        }
-        let pool = match self.pool_named(&request.pool) {
-            Ok(pool) => pool,
-            // By UUID: what is not there has been destroyed, by a request whose reply was lost.
-            Err(_) if matches!(request.pool, Name::Uuid(_)) => return Ok(()),
-            Err(refusal) => return Err(refusal),
-        };
+        self.unless_busy(uuid)?;
+        // What is not there has been destroyed, by a request whose reply was lost.
+        let Ok(pool) = self.pool_named(&Name::Uuid(uuid)) else { return Ok(()) };
         let (handles, label, bytes) = {
             let tables = pool.tables.borrow();
             (tables.handles.len(), tables.record.label.clone(), tables.record.bytes)

@@ -31,7 +31,9 @@ impl<E: Env> Control<E> {
             pool::DISCONNECT => match self.pool_of(ask.handle, &ask.responder) {
                 Ok(pool) => answer(&self.disconnect(&pool, ask.handle).await?),
                 // It was closed, and the reply was lost.
-                Err(refusal) if refusal.status == Status::BAD_HANDLE => answer(&self.closed_before().await?),
+                Err(refusal) if refusal.status == Status::BAD_HANDLE => {
+                    answer(&self.closed_before(ask.handle).await?)
+                }
                 Err(refusal) => Err(refusal),
             },
             pool::QUERY => answer(&self.query(ask).await?),
@@ -96,12 +98,10 @@ impl<E: Env> Control<E> {
         let mut batch = Batch::default();
         batch.remove(Table::Main, records::key(Kind::PoolHandle, &[handle.as_bytes()]));
         pool.rdb.submit(&batch)?;
-        {
-            let mut tables = pool.tables.borrow_mut();
-            tables.handles.remove(&handle);
-            tables.forget_owner(handle);
-        }
-        Ok(pool.rdb.settled().await?)
+        let removal = pool.tables.borrow_mut().remove_pool_handle(handle);
+        pool.rdb.settled().await?;
+        pool.tables.borrow_mut().removal_settled(removal);
+        Ok(())
     }
 
     async fn query(&self, ask: &Ask<E>) -> Result<PoolQueryReply, Refusal> {

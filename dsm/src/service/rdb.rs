@@ -19,7 +19,7 @@ use daos_types::{
 use daos_vos::{
     Anchor, Conflict, Container, Data, Error, FetchRequest, Fetched, KeyUpdate, Pool, Sealed, Update, Value,
 };
-use daos_xstream::Env;
+use daos_xstream::{Env, Spawn};
 use uuid::Uuid;
 
 /// The reserved container. Its UUID is not of a version that is ever generated.
@@ -34,9 +34,6 @@ const SCAN_LIMIT: usize = 128;
 pub fn is_reserved(container: Uuid) -> bool {
     container == CONTAINER
 }
-
-/// A record.
-pub type KeyAndValue = (Vec<u8>, Vec<u8>);
 
 /// Which table a record is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,11 +75,42 @@ impl Batch {
     }
 }
 
+/// A way over the keys of a table that begin with a prefix, and over hardly any others.
+struct Walk<'p> {
+    table: Table,
+    prefix: &'p [u8],
+    anchor: Anchor,
+}
+
+impl<'p> Walk<'p> {
+    fn new(table: Table, prefix: &'p [u8]) -> Self {
+        // No key is empty, and none is one of our prefixes.
+        let anchor = if prefix.is_empty() { Anchor::default() } else { Anchor::after(prefix) };
+        Self { table, prefix, anchor }
+    }
+
+    /// Adds the next keys, and says whether there may be more.
+    fn slice<E: Env>(&mut self, rdb: &Rdb<E>, keys: &mut Vec<Vec<u8>>) -> Result<bool, Error> {
+        let (mut visited, mut past) = (0, false);
+        let object = self.table.object();
+        rdb.container.enumerate_keys(object, EPOCH, &mut self.anchor, SCAN_LIMIT, |key| {
+            visited += 1;
+            match key.starts_with(self.prefix) {
+                true => keys.push(key.to_vec()),
+                false => past = true,
+            }
+        })?;
+        rdb.visited.set(rdb.visited.get() + visited);
+        Ok(!past && !self.anchor.at_end())
+    }
+}
+
 /// The metadata store of one pool.
 pub struct Rdb<E: Env> {
     container: Container<E>,
     last: Cell<Option<Sealed>>,
     removals: Cell<u32>,
+    visited: Cell<u64>,
 }
 
 impl<E: Env> Rdb<E> {
@@ -97,7 +125,7 @@ impl<E: Env> Rdb<E> {
     /// Opens the store of a pool.
     pub fn open(pool: &Pool<E>) -> Result<Self, Error> {
         let container = pool.container_open(CONTAINER)?;
-        Ok(Self { container, last: Cell::new(None), removals: Cell::new(0) })
+        Ok(Self { container, last: Cell::new(None), removals: Cell::new(0), visited: Cell::new(0) })
     }
 
     /// A record.
@@ -112,29 +140,40 @@ impl<E: Env> Rdb<E> {
         })?
     }
 
-    /// All keys of a table that begin with `prefix`, in their order.
+    /// All keys of a table that begin with `prefix`, in their order. For what is bounded by a small limit.
     pub fn keys(&self, table: Table, prefix: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
-        let (mut keys, mut anchor) = (Vec::new(), Anchor::default());
-        while !anchor.at_end() {
-            self.container.enumerate_keys(table.object(), EPOCH, &mut anchor, SCAN_LIMIT, |key| {
-                if key.starts_with(prefix) {
-                    keys.push(key.to_vec());
-                }
-            })?;
-        }
+        let (mut keys, mut walk) = (Vec::new(), Walk::new(table, prefix));
+        while walk.slice(self, &mut keys)? {}
         Ok(keys)
     }
 
-    /// All records of a table whose keys begin with `prefix`, in the order of their keys.
-    pub fn range(&self, table: Table, prefix: &[u8]) -> Result<Vec<KeyAndValue>, Error> {
-        let keys = self.keys(table, prefix)?;
-        let mut records = Vec::with_capacity(keys.len());
-        for key in keys {
-            if let Some(value) = self.get(table, &key)? {
-                records.push((key, value));
+    /// Visits all records of a table whose keys begin with `prefix`, in the order of their keys, and lets others have their turn
+    /// in between. Nobody may change them meanwhile.
+    pub async fn for_each<Failure: From<Error>>(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (mut keys, mut walk, mut more) = (Vec::new(), Walk::new(table, prefix), true);
+        while more {
+            more = walk.slice(self, &mut keys)?;
+            for key in keys.drain(..) {
+                if let Some(value) = self.get(table, &key)? {
+                    visit(&key, &value)?;
+                }
+            }
+            let scheduler = self.container.pool().env().scheduler();
+            if scheduler.should_yield() {
+                scheduler.yield_now().await;
             }
         }
-        Ok(records)
+        Ok(())
+    }
+
+    /// Keys that were looked at since the store was opened, wanted or not: what something costs.
+    pub fn visited(&self) -> u64 {
+        self.visited.get()
     }
 
     /// Makes all changes of a batch, visible at once. After an error none is made.

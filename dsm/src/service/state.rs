@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     access::Capabilities,
-    epochs::{Before, ContainerEpochs},
+    epochs::{Before, ContainerEpochs, ContainerHce},
     pool_map::PoolMap,
-    rpc::control::Name,
+    rpc::control::{Label, Name},
 };
 
 /// One pool.
@@ -55,12 +55,17 @@ pub struct Tables {
     pub containers: BTreeMap<Uuid, ContainerState>,
     /// Containers that are marked to be destroyed: nobody opens one, no list has it, and it never comes back.
     pub destroying: BTreeMap<Uuid, Destruction>,
+    /// Container of each label, of those that are not being destroyed.
+    labels: BTreeMap<Label, Uuid>,
     /// Container of each open container handle.
     pub container_of: BTreeMap<Uuid, Uuid>,
     /// Pool handle and container handle, of each open container handle.
     opened_with: BTreeSet<(Uuid, Uuid)>,
     /// Who uses the handles, pool and container handles alike.
     pub owners: BTreeMap<Uuid, Owner>,
+    /// Handles that were taken out, as long as that is not settled, with the number of the removal.
+    removed: BTreeMap<Uuid, u64>,
+    removals: u64,
 }
 
 /// One container.
@@ -75,11 +80,13 @@ pub struct ContainerState {
 
 /// How far the destruction of a container is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destruction {
-    /// It goes on.
-    UnderWay,
-    /// A failure or a restart has ended it; it has to be taken up again.
-    Halted,
+pub struct Destruction {
+    /// It goes on. Otherwise a failure or a restart has ended it, and it has to be taken up again.
+    pub under_way: bool,
+    /// How often it has failed since the service started.
+    pub failures: u32,
+    /// When it is to be taken up again, if nobody asks before.
+    pub due: Time,
 }
 
 /// An open container handle, as far as it is not epochs.
@@ -120,65 +127,84 @@ pub struct Owner {
 impl<E: Env> PoolState<E> {
     /// The state of a new pool; nothing is stored yet.
     pub fn new(uuid: Uuid, rdb: Rdb<E>, record: PoolRecord, map: PoolMap) -> Rc<Self> {
-        let tables = Tables {
-            record,
-            map,
-            handles: BTreeMap::new(),
-            leaving: BTreeSet::new(),
-            containers: BTreeMap::new(),
-            destroying: BTreeMap::new(),
-            container_of: BTreeMap::new(),
-            opened_with: BTreeSet::new(),
-            owners: BTreeMap::new(),
-        };
+        Self::with(uuid, rdb, Tables::new(record, map))
+    }
+
+    fn with(uuid: Uuid, rdb: Rdb<E>, tables: Tables) -> Rc<Self> {
         Rc::new(Self { uuid, rdb, tables: RefCell::new(tables), committed: Notify::new() })
     }
 
-    /// Loads what the metadata store in `vpool` holds. Every handle counts as unused since `now`.
-    pub fn load(uuid: Uuid, vpool: &Pool<E>, now: Time) -> Result<Rc<Self>, Refusal> {
+    /// Loads what the metadata store in `vpool` holds, in one pass over it. Every handle counts as unused since `now`.
+    pub async fn load(uuid: Uuid, vpool: &Pool<E>, now: Time) -> Result<Rc<Self>, Refusal> {
         let rdb = Rdb::open(vpool)?;
-        let missing = || Refusal::new(Status::CORRUPT, "the pool's metadata is incomplete");
-        let record = records::decode(&rdb.get(Table::Main, records::POOL)?.ok_or_else(missing)?)?;
-        let map = records::decode(&rdb.get(Table::Main, records::MAP)?.ok_or_else(missing)?)?;
+        let record = records::decode(&rdb.get(Table::Main, records::POOL)?.ok_or_else(incomplete)?)?;
+        let map = records::decode(&rdb.get(Table::Main, records::MAP)?.ok_or_else(incomplete)?)?;
+        let mut tables = Tables::new(record, map);
         let unused = Owner { peer: None, verified: false, gone_since: Some(now) };
-        let state = Self::new(uuid, rdb, record, map);
-        let tables = &mut *state.tables.borrow_mut();
-        for (key, value) in state.rdb.range(Table::Main, b"p ")? {
-            let handle = records::uuid_at(&key, 0)?;
-            tables.handles.insert(handle, records::decode(&value)?);
+        let of_kind = |kind| records::key(kind, &[]);
+        rdb.for_each(Table::Main, &of_kind(Kind::PoolHandle), |key, value| {
+            let handle = records::uuid_at(key, 0)?;
+            tables.handles.insert(handle, records::decode(value)?);
             tables.owners.insert(handle, unused);
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        let mut found: BTreeMap<Uuid, Found> = BTreeMap::new();
+        rdb.for_each(Table::Main, &of_kind(Kind::Container), |key, value| {
+            found.insert(records::uuid_at(key, 0)?, Found::new(records::decode(value)?));
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        if let Some(container) = found.keys().copied().find(|container| is_reserved(*container)) {
+            rdb.submit(&records_of_reserved(&rdb, container)?)?;
+            found.remove(&container);
         }
-        for (key, value) in state.rdb.range(Table::Main, b"c ")? {
-            let container = records::uuid_at(&key, 0)?;
-            if is_reserved(container) {
-                state.rdb.submit(&records_of_reserved(&state.rdb, container)?)?;
-                continue;
+        rdb.for_each(Table::Main, &of_kind(Kind::Hce), |key, value| {
+            if let Some(container) = found.get_mut(&records::uuid_at(key, 0)?) {
+                container.hce = Some(records::decode(value)?);
             }
-            let hce_key = records::key(Kind::Hce, &[container.as_bytes()]);
-            let hce = records::decode(&state.rdb.get(Table::Main, &hce_key)?.ok_or_else(missing)?)?;
-            let (mut handles, mut epochs) = (BTreeMap::new(), Vec::new());
-            let prefix = records::key(Kind::Handle, &[container.as_bytes()]);
-            for (key, value) in state.rdb.range(Table::Main, &prefix)? {
-                let handle = records::uuid_at(&key, 1)?;
-                let stored: HandleRecord = records::decode(&value)?;
-                let HandleRecord { pool_handle, capabilities, shared, epochs: own } = stored;
-                handles.insert(handle, OpenHandle::new(pool_handle, capabilities, shared));
-                epochs.push((handle, own));
-                tables.add_open(handle, container, pool_handle);
-                tables.owners.insert(handle, unused);
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        rdb.for_each(Table::Main, &of_kind(Kind::Handle), |key, value| {
+            if let Some(container) = found.get_mut(&records::uuid_at(key, 0)?) {
+                container.handles.push((records::uuid_at(key, 1)?, records::decode(value)?));
             }
-            let prefix = records::key(Kind::Snapshot, &[container.as_bytes()]);
-            let snapshots = state.rdb.range(Table::Main, &prefix)?;
-            let snapshots: Result<Vec<Epoch>, _> =
-                snapshots.iter().map(|(key, _)| records::epoch_of(key)).collect();
-            let epochs = ContainerEpochs::load(hce, epochs, snapshots?);
-            let record = records::decode(&value)?;
-            tables.containers.insert(container, ContainerState { record, epochs, handles });
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        rdb.for_each(Table::Main, &of_kind(Kind::Snapshot), |key, _| {
+            if let Some(container) = found.get_mut(&records::uuid_at(key, 0)?) {
+                container.snapshots.push(records::epoch_of(key)?);
+            }
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        rdb.for_each(Table::Main, &of_kind(Kind::Destroying), |key, _| {
+            tables.mark(records::uuid_at(key, 0)?, Destruction { under_way: false, failures: 0, due: now });
+            Ok::<(), Refusal>(())
+        })
+        .await?;
+        for (uuid, found) in found {
+            for (handle, record) in &found.handles {
+                tables.add_open(*handle, uuid, record.pool_handle);
+                tables.owners.insert(*handle, unused);
+            }
+            tables.add_container(uuid, found.state()?);
         }
-        for (key, _) in state.rdb.range(Table::Main, b"d ")? {
-            tables.destroying.insert(records::uuid_at(&key, 0)?, Destruction::Halted);
+        Ok(Self::with(uuid, rdb, tables))
+    }
+
+    /// The records of a container that are not removed together with its own: of snapshots and attributes.
+    pub fn records_below(&self, container: Uuid) -> Result<Vec<(Table, Vec<u8>)>, Refusal> {
+        let mut found = Vec::new();
+        if let Some(state) = self.tables.borrow().containers.get(&container) {
+            let keys = state.epochs.snapshots().map(|epoch| records::snapshot_key(container, epoch));
+            found.extend(keys.map(|key| (Table::Main, key)));
         }
-        Ok(state.clone())
+        let attributes = Table::Attributes(container);
+        found.extend(self.rdb.keys(attributes, b"")?.into_iter().map(|key| (attributes, key)));
+        Ok(found)
     }
 
     /// Changes the epochs of a handle (or of none but the container's) and stores them with `batch`. If they cannot be
@@ -264,6 +290,50 @@ impl ContainerState {
 }
 
 impl Tables {
+    fn new(record: PoolRecord, map: PoolMap) -> Self {
+        Self {
+            record,
+            map,
+            handles: BTreeMap::new(),
+            leaving: BTreeSet::new(),
+            containers: BTreeMap::new(),
+            destroying: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            container_of: BTreeMap::new(),
+            opened_with: BTreeSet::new(),
+            owners: BTreeMap::new(),
+            removed: BTreeMap::new(),
+            removals: 0,
+        }
+    }
+
+    /// Adds a container.
+    pub fn add_container(&mut self, uuid: Uuid, state: ContainerState) {
+        if let Some(label) = &state.record.label
+            && !self.destroying.contains_key(&uuid)
+        {
+            self.labels.insert(label.clone(), uuid);
+        }
+        self.containers.insert(uuid, state);
+    }
+
+    /// Notes that a container is being destroyed: its label is free.
+    pub fn mark(&mut self, uuid: Uuid, how_far: Destruction) {
+        self.destroying.insert(uuid, how_far);
+        let label = self.containers.get(&uuid).and_then(|state| state.record.label.as_ref());
+        if let Some(label) = label
+            && self.labels.get(label) == Some(&uuid)
+        {
+            self.labels.remove(label);
+        }
+    }
+
+    /// Forgets a container that is destroyed.
+    pub fn remove_container(&mut self, uuid: Uuid) {
+        self.containers.remove(&uuid);
+        self.destroying.remove(&uuid);
+    }
+
     /// A container.
     pub fn container(&mut self, uuid: Uuid) -> Result<&mut ContainerState, Refusal> {
         self.containers
@@ -275,23 +345,9 @@ impl Tables {
     pub fn container_named(&self, name: &Name) -> Option<Uuid> {
         let found = match name {
             Name::Uuid(uuid) => self.containers.contains_key(uuid).then_some(*uuid),
-            Name::Label(label) => self.containers.iter().find_map(|(uuid, state)| {
-                let named = state.record.label.as_ref() == Some(label);
-                (named && !self.destroying.contains_key(uuid)).then_some(*uuid)
-            }),
+            Name::Label(label) => self.labels.get(label).copied(),
         };
         found.filter(|uuid| !is_reserved(*uuid) && !self.destroying.contains_key(uuid))
-    }
-
-    /// The container that had this name and is being destroyed.
-    pub fn destroying_named(&self, name: &Name) -> Option<(Uuid, Destruction)> {
-        let named = |uuid: &Uuid| match name {
-            Name::Uuid(wanted) => uuid == wanted,
-            Name::Label(label) => {
-                self.containers.get(uuid).is_some_and(|state| state.record.label.as_ref() == Some(label))
-            }
-        };
-        self.destroying.iter().find(|(uuid, _)| named(uuid)).map(|(uuid, how_far)| (*uuid, *how_far))
     }
 
     /// The container handles that were opened with a pool handle.
@@ -306,8 +362,8 @@ impl Tables {
         self.opened_with.insert((pool_handle, handle));
     }
 
-    /// Takes a container handle out.
-    pub fn remove_open(&mut self, handle: Uuid) {
+    /// Takes a container handle out. Returns the [removal](Self::removal).
+    pub fn remove_open(&mut self, handle: Uuid) -> (Uuid, u64) {
         let container = self.container_of.remove(&handle);
         let open = container
             .and_then(|container| self.containers.get_mut(&container))
@@ -316,10 +372,38 @@ impl Tables {
             self.opened_with.remove(&(open.pool_handle, handle));
         }
         self.forget_owner(handle);
+        self.removal(handle)
+    }
+
+    /// Takes a pool handle out. Returns the [removal](Self::removal).
+    pub fn remove_pool_handle(&mut self, handle: Uuid) -> (Uuid, u64) {
+        self.handles.remove(&handle);
+        self.forget_owner(handle);
+        self.removal(handle)
+    }
+
+    /// Remembers the removal of a handle until it [is settled](Self::removal_settled): who asks for it once more meanwhile is
+    /// answered then.
+    fn removal(&mut self, handle: Uuid) -> (Uuid, u64) {
+        self.removals += 1;
+        self.removed.insert(handle, self.removals);
+        (handle, self.removals)
+    }
+
+    /// Forgets a removal; not a later one of the same handle.
+    pub fn removal_settled(&mut self, (handle, number): (Uuid, u64)) {
+        if self.removed.get(&handle) == Some(&number) {
+            self.removed.remove(&handle);
+        }
+    }
+
+    /// Whether the handle was taken out, and that is not settled.
+    pub fn is_being_removed(&self, handle: Uuid) -> bool {
+        self.removed.contains_key(&handle)
     }
 
     /// Forgets who used a handle that is gone. Pools made before the UUIDs of handles were checked may have two of one.
-    pub fn forget_owner(&mut self, handle: Uuid) {
+    fn forget_owner(&mut self, handle: Uuid) {
         if !self.handles.contains_key(&handle) && !self.container_of.contains_key(&handle) {
             self.owners.remove(&handle);
         }
@@ -389,6 +473,36 @@ impl Tables {
     }
 }
 
+/// What the records say of a container.
+struct Found {
+    record: ContainerRecord,
+    hce: Option<ContainerHce>,
+    handles: Vec<(Uuid, HandleRecord)>,
+    snapshots: Vec<Epoch>,
+}
+
+impl Found {
+    fn new(record: ContainerRecord) -> Self {
+        Self { record, hce: None, handles: Vec::new(), snapshots: Vec::new() }
+    }
+
+    fn state(self) -> Result<ContainerState, Refusal> {
+        let hce = self.hce.ok_or_else(incomplete)?;
+        let epochs = self.handles.iter().map(|(handle, record)| (*handle, record.epochs));
+        let epochs = ContainerEpochs::load(hce, epochs, self.snapshots);
+        let open = |record: HandleRecord| {
+            let HandleRecord { pool_handle, capabilities, shared, .. } = record;
+            OpenHandle::new(pool_handle, capabilities, shared)
+        };
+        let handles = self.handles.into_iter().map(|(handle, record)| (handle, open(record))).collect();
+        Ok(ContainerState { record: self.record, epochs, handles })
+    }
+}
+
+fn incomplete() -> Refusal {
+    Refusal::new(Status::CORRUPT, "the pool's metadata is incomplete")
+}
+
 /// Removes what the records say of a container that has the UUID of the pool's own. A client could make one once; nobody
 /// could ever open it, or destroy it. The container itself is the metadata store, and stays.
 fn records_of_reserved<E: Env>(rdb: &Rdb<E>, container: Uuid) -> Result<Batch, Refusal> {
@@ -410,3 +524,6 @@ pub fn permit(granted: Capabilities, needed: Capabilities) -> Result<(), Refusal
     let message = format!("the handle permits {granted:?}; this needs {needed:?}");
     Err(Refusal::new(Status::NOT_PERMITTED, message))
 }
+
+#[cfg(test)]
+mod tests;
