@@ -20,7 +20,7 @@ use daos_dsm::{
 };
 use daos_types::Epoch;
 use daos_xstream::{
-    PeerId, RemoteBuffer, join_all,
+    Access, Class, Clock, Env, IoBuffer, PeerId, RemoteBuffer, Spawn, join_all,
     rpc::{Call, Endpoint, EndpointConfig, Opcode, RpcError, Status},
 };
 use daos_xstream_sim::{Loss, SimEnv};
@@ -270,6 +270,70 @@ fn a_fetch_brings_no_more_than_there_is_room_for() {
             assert!(matches!(record.outcome, Outcome::TooLong { length: 100_000 }), "{:?}", record.outcome);
         }
     });
+}
+
+/// The most that bulk transfers have held at one time, of all that the engine's first xstream has seen.
+async fn most_held(env: SimEnv, most: Rc<Cell<u64>>) {
+    let endpoint = Endpoint::of(&env).expect("the engine's");
+    loop {
+        most.set(most.get().max(endpoint.bytes_held().1));
+        env.clock().sleep_until(env.clock().now() + Duration::from_micros(20)).await;
+    }
+}
+
+/// Each bulk request took as much memory as it named, up to 16 MiB, and one client may have 256 of them open: 4 GiB, for messages of a
+/// few hundred bytes.
+#[test]
+fn bulk_transfers_of_one_client_hold_so_much_and_no_more() {
+    const BYTES: usize = 4 << 20;
+    const REQUESTS: usize = 40;
+    let cluster = Cluster::new(1);
+    let most = Rc::new(Cell::new(0));
+    let watch = most.clone();
+    let watched = cluster.sim.block_on(&cluster.engine, move |env| async move {
+        let (name, task) = ("watch", most_held(env.clone(), watch));
+        env.scheduler().spawn(Class::Service, name, task);
+    });
+    watched.unwrap();
+    let seen = most.clone();
+    cluster.run(&cluster.client(), move |client| async move {
+        let spec = PoolSpec { label: Some(label("tank")), bytes: 1 << 30, ..PoolSpec::default() };
+        client.service.pool_create(&spec).await.unwrap();
+        let pool = client.connect().await;
+        pool.container_create(Some(label("box")), Default::default(), None).await.unwrap();
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        let hostile = Hostile::new(&client).await;
+        let (value, mut body) = (vec![7; BYTES], Vec::new());
+        let expose = |access| {
+            let exposed = hostile.endpoint.expose(hostile.peer, IoBuffer::copy_of(&value), access);
+            exposed.map_err(|(_, error)| error).unwrap()
+        };
+        let all_at_once = async |procedure: u8, body: &[u8]| {
+            let opcode = Opcode::new(rpc::module::OBJECT, procedure);
+            let results = join_all((0..REQUESTS).map(|_| hostile.send(opcode, handle.handle(), body))).await;
+            results.into_iter().map(|result| result.unwrap().len()).max()
+        };
+        let (exposed, remote) = expose(Access::Read);
+        let records = [UpdateRecord::Value { key: b"k", value: &value }];
+        encode_update(&mut body, kv(1), handle.held(), 0, b"", &records, Some(remote));
+        all_at_once(rpc::object_procedure::UPDATE, &body).await;
+        hostile.endpoint.withdraw(exposed, true);
+        let limit = EndpointConfig::default().bulk_bytes_per_peer_max;
+        assert!(limit < (BYTES * REQUESTS) as u64);
+        assert_eq!(seen.replace(0), limit, "as much as there may be, and no more");
+        let (exposed, remote) = expose(Access::Write);
+        let wanted = [ReadRecord::Value { key: b"k", room: BYTES as u64 }];
+        body.clear();
+        encode_fetch(&mut body, kv(1), handle.held(), b"", &wanted, Some(remote));
+        all_at_once(rpc::object_procedure::FETCH, &body).await;
+        assert_eq!(hostile.endpoint.withdraw(exposed, true).as_slice(), value);
+        assert_eq!(seen.replace(0), limit);
+    });
+    cluster.sim.run_for(Duration::from_millis(1)).unwrap();
+    let held = cluster.sim.block_on(&cluster.engine, |env| async move {
+        Endpoint::of(&env).expect("the engine's").bytes_held().1
+    });
+    assert_eq!(held.unwrap(), 0, "all of it is given back");
 }
 
 /// Requests of clients that had died, waiting for an epoch that never came, took all places for ever.

@@ -321,6 +321,46 @@ fn a_listing_of_removed_keys_is_done_in_pieces_and_complete() {
     });
 }
 
+/// The same, where the removed keys are all below one entry of the list: the service goes on below it, slice by slice, until it can
+/// tell.
+#[test]
+fn a_listing_passes_by_an_object_of_removed_keys() {
+    const KEYS: u32 = 12_000;
+    let cluster = Cluster::new(9);
+    cluster.run(&cluster.client(), |client| async move {
+        let (handle, io) = open(&client).await;
+        let epoch = handle.held();
+        let names: Vec<[u8; 4]> = (0..KEYS).map(u32::to_be_bytes).collect();
+        for some in names.chunks(64) {
+            let records: Vec<_> = some.iter().map(|key| UpdateRecord::Value { key, value: b"v" }).collect();
+            io.update(at(0, document(2)), epoch, 0, b"dkey", &records).await.expect("written");
+        }
+        for other in [1, 3] {
+            let value = [UpdateRecord::Value { key: b"k", value: b"v" }];
+            io.update(at(0, document(other)), epoch, 0, b"dkey", &value).await.expect("written");
+            io.update(at(0, document(2)), epoch, 0, &[other as u8], &value).await.expect("written");
+        }
+        let later = epoch.next();
+        io.punch(at(0, document(2)), later, flags::DKEY, b"dkey", &[]).await.expect("removed");
+        let page = keys(&io, document(1), EnumerateKind::Objects, b"", 10).await;
+        assert_eq!(page.len(), 3, "other dkeys are there");
+        let mut dkeys = keys(&io, document(2), EnumerateKind::Dkeys, b"", 10).await;
+        dkeys.sort();
+        assert_eq!(dkeys, [vec![1], vec![3]]);
+        for dkey in [[1], [3]] {
+            io.punch(at(0, document(2)), later, flags::DKEY, &dkey, &[]).await.expect("removed");
+        }
+        for entries in [1, 10] {
+            let page = keys(&io, document(1), EnumerateKind::Objects, b"", entries).await;
+            let expected = [document(1), document(3)].map(|object| object.to_string().into_bytes());
+            assert_eq!(page, expected);
+            assert_eq!(keys(&io, document(2), EnumerateKind::Dkeys, b"", entries).await.len(), 0);
+        }
+        assert!(!io.query(at(0, document(2)), later, None).await.expect("asked").exists());
+        assert!(io.query(at(0, document(2)), epoch, None).await.expect("asked").exists());
+    });
+}
+
 async fn overwrite(io: &ObjectIo<SimEnv>, epoch: u64, key: &str, value: &[u8]) -> Result<(), DsmError> {
     let record = [UpdateRecord::Value { key: key.as_bytes(), value }];
     io.update(at(0, kv(1)), Epoch(epoch), flags::LAST_WINS, b"", &record).await

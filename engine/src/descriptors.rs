@@ -10,7 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors that the process may have open, where the system sets no limit.
 const NO_LIMIT: u64 = 1 << 20;
-/// Clients that an xstream serves at least, however few descriptors there are.
+/// Local clients that every xstream has a place for at least, and half as many as over the network: an engine that lets in fewer is of
+/// no use to anybody, and is not started.
 const CLIENTS_MIN: u64 = 16;
 
 /// Raises the limit as far as an ordinary user may; returns it. The usual one of 1024 is meant for programs that use `select`.
@@ -37,15 +38,30 @@ pub struct Shares {
     pub network: usize,
 }
 
+/// There are too few descriptors for so many targets. Nothing was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{limit} open files are too few for {targets} targets: raise the limit to {needed} (`ulimit -n`, `LimitNOFILE=` of the service), or \
+     serve fewer targets"
+)]
+pub struct TooFew {
+    /// Descriptors that the process may have.
+    pub limit: u64,
+    /// Targets that it is to serve.
+    pub targets: u32,
+    /// Descriptors that they need.
+    pub needed: u64,
+}
+
 /// Shares `limit` descriptors out: a quarter to local clients and half to network clients, over `targets` xstreams, if that is
 /// less than they may have anyway.
-pub fn shares(limit: u64, targets: u32, most: Shares) -> Shares {
-    let targets = u64::from(targets.max(1));
-    let share = |bytes: u64, most: u64| (bytes / targets).max(CLIENTS_MIN).min(most);
-    Shares {
-        local: share(limit / 4, u64::from(most.local)) as u32,
-        network: share(limit / 2, most.network as u64) as usize,
+pub fn shares(limit: u64, targets: u32, most: Shares) -> Result<Shares, TooFew> {
+    let share = |descriptors: u64, most: u64| (descriptors / u64::from(targets.max(1))).min(most);
+    let local = share(limit / 4, u64::from(most.local));
+    if local < CLIENTS_MIN {
+        return Err(TooFew { limit, targets, needed: u64::from(targets) * CLIENTS_MIN * 4 });
     }
+    Ok(Shares { local: local as u32, network: share(limit / 2, most.network as u64) as usize })
 }
 
 /// Says in the log when descriptors become few, and when they are no longer: once each time.
@@ -114,14 +130,29 @@ mod tests {
 
     #[test]
     fn clients_together_leave_descriptors_for_files() {
-        for (limit, targets) in [(1024, 1), (1024, 4), (20_000, 8), (1 << 20, 64)] {
-            let Shares { local, network } = shares(limit, targets, MOST);
+        for (limit, targets) in [(1024, 1), (1024, 4), (1024, 16), (20_000, 8), (16_384, 256), (1 << 20, 64)]
+        {
+            let Shares { local, network } = shares(limit, targets, MOST).unwrap();
             assert!((u64::from(local) + network as u64) * u64::from(targets) <= limit / 4 * 3);
             assert!(local >= 16 && network >= 16);
         }
-        assert_eq!(shares(1 << 20, 2, MOST), MOST);
-        assert_eq!(shares(1024, 4, MOST), Shares { local: 64, network: 128 });
-        assert_eq!(shares(10, 4, MOST), Shares { local: 16, network: 16 });
+        assert_eq!(shares(1 << 20, 2, MOST), Ok(MOST));
+        assert_eq!(shares(1024, 4, MOST), Ok(Shares { local: 64, network: 128 }));
+    }
+
+    /// Every xstream had 16 places of each kind, however many xstreams there were: clients of 128 targets could take 4,096 of 1,024
+    /// descriptors, and leave none for files.
+    #[test]
+    fn more_targets_than_there_are_descriptors_for_are_refused() {
+        let refused = shares(1024, 17, MOST).unwrap_err();
+        assert_eq!(refused, TooFew { limit: 1024, targets: 17, needed: 1088 });
+        let text = refused.to_string();
+        assert!(
+            text.contains("1024 open files") && text.contains("17 targets") && text.contains("1088"),
+            "{text}"
+        );
+        assert!(shares(1088, 17, MOST).is_ok());
+        assert!(shares(10, 1, MOST).is_err());
     }
 
     #[test]

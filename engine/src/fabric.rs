@@ -23,15 +23,19 @@ pub struct FabricMaker {
     network: Option<Network>,
 }
 
+/// How many clients each xstream may have, as far as the process's descriptors reach.
+pub fn client_shares(targets: u32) -> anyhow::Result<Shares> {
+    let most = Shares {
+        local: LocalOptions::default().peers_max,
+        network: OfiConfig::server("tcp://127.0.0.1:0".parse()?).peers_max,
+    };
+    Ok(descriptors::shares(descriptors::raise_limit(), targets, most)?)
+}
+
 impl FabricMaker {
     /// Binds what the engine has once: its socket.
-    pub fn new(config: &Config) -> Result<Self, FabricError> {
+    pub fn new(config: &Config, shares: Shares) -> Result<Self, FabricError> {
         let socket = config.directory.join("daos.sock");
-        let most = Shares {
-            local: LocalOptions::default().peers_max,
-            network: OfiConfig::server("tcp://127.0.0.1:0".parse()?).peers_max,
-        };
-        let shares = descriptors::shares(descriptors::raise_limit(), config.targets, most);
         let defaults = LocalOptions::default();
         let options = LocalOptions {
             peers_max: shares.local,

@@ -28,8 +28,8 @@ use uuid::Uuid;
 
 use crate::{
     config::Config,
-    descriptors,
-    fabric::{FabricMaker, NodeEnv},
+    descriptors::{self, Shares},
+    fabric::{FabricMaker, NodeEnv, client_shares},
     metrics, services,
     storage::{Storage, StorageError, Superblock},
     telemetry,
@@ -64,6 +64,7 @@ pub(crate) struct Node(Arc<Inner>);
 
 struct Inner {
     config: Config,
+    shares: Shares,
     storage: Storage,
     registry: Registry,
     shutdown: Shutdown,
@@ -77,6 +78,7 @@ struct Inner {
 
 /// Runs an engine until it is asked to stop, by SIGTERM, SIGINT or `dmg system stop`.
 pub fn serve(config: Config) -> anyhow::Result<()> {
+    let shares = client_shares(config.targets)?;
     let storage = Storage::lock(&config.directory)?;
     // What a killed engine left would lead clients astray until this one serves.
     storage.withdraw();
@@ -102,6 +104,7 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
         addresses: Mutex::new(vec![None; config.targets as usize]),
         failure: Mutex::default(),
         config,
+        shares,
         storage,
         registry,
         shutdown,
@@ -128,8 +131,8 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Node {
     fn run(&self) -> anyhow::Result<()> {
-        let Inner { config, storage, shutdown, .. } = &*self.0;
-        let fabrics = FabricMaker::new(config)?;
+        let Inner { config, shares, storage, shutdown, .. } = &*self.0;
+        let fabrics = FabricMaker::new(config, *shares)?;
         let mut world = WorldConfig::new(config.targets, storage.directory());
         world.cpus = config.cpus()?;
         run(

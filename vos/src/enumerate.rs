@@ -2,27 +2,23 @@
 
 use std::{ops::ControlFlow, ops::Range};
 
-use daos_types::{Cookie, Epoch, EpochRange, KeyOrder, ObjectId, ObjectType};
-use daos_umem::Heap;
+use daos_types::{Cookie, Epoch, EpochRange, ObjectId, ObjectType};
 
 use crate::{
     Anchor, Change, Checksums, Error, RecordedExtent,
-    extents::{self, Holder, Scratch},
+    extents::{self, Scratch},
     fetched::Position,
     groups::{self, Entry},
     keys::{self, dkey_punches, punched_at},
     memory,
     read::View,
     records::{
-        ArrayHead, Extent, Extents, Group, KeyRecord, Keys, Kind, ObjectRecord, Objects, PUNCHED, Version,
-        Versions, key_verified, object_id,
+        Extent, Extents, Group, KeyRecord, Keys, Kind, ObjectRecord, Objects, PUNCHED, key_verified,
+        object_id,
     },
     tree::{self, Bound, Probe},
+    visible::{Course, Seen, WALKED_MAX},
 };
-
-/// Most entries that one call looks at, visible or not: what is punched at an epoch may be there in any number. A single entry
-/// with more than that below it is looked at as a whole.
-const WALKED_MAX: usize = 2048;
 
 impl View<'_> {
     /// Lists objects with something visible at `epoch`. As all listings here: up to `limit`, and fewer where much is
@@ -35,88 +31,26 @@ impl View<'_> {
         scratch: &mut Scratch,
         visit: &mut dyn FnMut(ObjectId),
     ) -> Result<(), Error> {
-        let start = match &anchor.0 {
-            Position::End => return Ok(()),
-            Position::Start => None,
-            Position::After(bytes) => Some(parse_object(bytes)?),
-        };
+        let Some((mut course, start)) = Course::from(anchor) else { return Ok(()) };
+        let start = start.map(|start| parse_object(&start)).transpose()?;
         let tail = start.map(crate::records::object_tail);
         let probe = start.zip(tail.as_ref()).map(|(id, tail)| Objects::of(id, tail));
-        let bound = probe.as_ref().map_or(Bound::First, Bound::After);
-        let (mut count, mut walked) = (0, 0);
-        let mut last = None;
-        let flow = tree::scan(self.heap, Objects, self.objects, bound, &mut |object| {
-            if count == limit || walked >= WALKED_MAX {
-                return Ok(ControlFlow::Break(()));
-            }
-            let id = object_id(memory::read(self.heap, object)?, object)?;
-            last = Some(id);
-            if self.object_is_visible(object, id, epoch, scratch, &mut walked)? {
-                visit(id);
-                count += 1;
-            }
-            Ok(ControlFlow::Continue(()))
-        })?;
-        anchor.0 = match (flow, last) {
-            (ControlFlow::Continue(()), _) => Position::End,
-            (ControlFlow::Break(()), Some(id)) => Position::After(object_bytes(id)),
-            (ControlFlow::Break(()), None) => return Ok(()),
-        };
+        let flow =
+            tree::scan(self.heap, Objects, self.objects, course.bound(probe.as_ref()), &mut |object| {
+                if course.is_over(limit) {
+                    return Ok(ControlFlow::Break(()));
+                }
+                let id = object_id(memory::read(self.heap, object)?, object)?;
+                let bytes = object_bytes(id);
+                course.enter(&bytes);
+                let seen = self.object_is_visible(object, id, epoch, scratch, &mut course.walk)?;
+                if seen == Seen::Visible {
+                    visit(id);
+                }
+                Ok(course.leave(&bytes, seen))
+            })?;
+        course.end(flow, anchor);
         Ok(())
-    }
-
-    fn object_is_visible(
-        &self,
-        object: u64,
-        id: ObjectId,
-        epoch: Epoch,
-        scratch: &mut Scratch,
-        walked: &mut usize,
-    ) -> Result<bool, Error> {
-        *walked += 1;
-        let record: &ObjectRecord = memory::read(self.heap, object)?;
-        let hidden = punched_at(self.heap, record.punches, epoch)?;
-        if id.object_type() == ObjectType::Array {
-            return array_is_visible(self.heap, Holder::Object(object), (hidden, epoch.0), scratch);
-        }
-        let class = Keys { order: id.dkey_order(), seed: self.seed };
-        let flow = tree::scan(self.heap, class, record.root, Bound::First, &mut |key| {
-            Ok(flow_until(self.key_is_visible(key, hidden, epoch, scratch, walked)?))
-        })?;
-        Ok(flow.is_break())
-    }
-
-    /// Whether something below a key is visible; `hidden` is the newest punch above it. Counts in `walked` what it looks at.
-    fn key_is_visible(
-        &self,
-        key: u64,
-        hidden: u64,
-        epoch: Epoch,
-        scratch: &mut Scratch,
-        walked: &mut usize,
-    ) -> Result<bool, Error> {
-        *walked += 1;
-        let record: &KeyRecord = memory::read(self.heap, key)?;
-        match record.kind() {
-            Kind::Key | Kind::Single => {
-                let Some(place) = tree::floor(self.heap, Versions, record.root, epoch.0.into())? else {
-                    return Ok(false);
-                };
-                let version: &Version = memory::read(self.heap, place)?;
-                Ok(version.epoch >= hidden && version.flags & PUNCHED == 0)
-            }
-            Kind::Array => array_is_visible(self.heap, Holder::Akey(key), (hidden, epoch.0), scratch),
-            Kind::Dkey => {
-                let hidden = hidden.max(punched_at(self.heap, dkey_punches(self.heap, key)?, epoch)?);
-                let akeys: u64 = *memory::read(self.heap, keys::akeys_place(self.heap, key)?)?;
-                // The order matters to searches only; a scan from the first key needs none.
-                let class = Keys { order: KeyOrder::Hashed, seed: self.seed };
-                let flow = tree::scan(self.heap, class, akeys, Bound::First, &mut |akey| {
-                    Ok(flow_until(self.key_is_visible(akey, hidden, epoch, scratch, walked)?))
-                })?;
-                Ok(flow.is_break())
-            }
-        }
     }
 
     /// Lists the keys of a KV, the dkeys of a document, or (with `dkey`) the akeys of a dkey with something visible at
@@ -153,30 +87,21 @@ impl View<'_> {
             root = *memory::read(self.heap, keys::akeys_place(self.heap, dkey)?)?;
             class.order = id.akey_order();
         }
-        let start = match &anchor.0 {
-            Position::End => return Ok(()),
-            Position::Start => None,
-            Position::After(key) => Some(class.of(key)),
-        };
-        let bound = start.as_ref().map_or(Bound::First, Bound::After);
-        let (mut count, mut walked, mut last) = (0, 0, None);
-        let flow = tree::scan(self.heap, class, root, bound, &mut |key| {
-            if count == limit || walked >= WALKED_MAX {
+        let Some((mut course, start)) = Course::from(anchor) else { return Ok(()) };
+        let probe = start.as_ref().map(|key| class.of(key));
+        let flow = tree::scan(self.heap, class, root, course.bound(probe.as_ref()), &mut |key| {
+            if course.is_over(limit) {
                 return Ok(ControlFlow::Break(()));
             }
             let bytes = key_verified(self.heap, key)?;
-            last = Some(bytes);
-            if self.key_is_visible(key, hidden, epoch, scratch, &mut walked)? {
+            course.enter(bytes);
+            let seen = self.key_is_visible(key, id, hidden, epoch, scratch, &mut course.walk)?;
+            if seen == Seen::Visible {
                 visit(bytes);
-                count += 1;
             }
-            Ok(ControlFlow::Continue(()))
+            Ok(course.leave(bytes, seen))
         })?;
-        if flow.is_continue() {
-            anchor.0 = Position::End;
-        } else if let Some(last) = last {
-            anchor.0 = Position::After(last.to_vec());
-        }
+        course.end(flow, anchor);
         Ok(())
     }
 
@@ -197,6 +122,7 @@ impl View<'_> {
             Position::After(bytes) => Some(Probe::number(u128::from_be_bytes(
                 bytes.as_slice().try_into().map_err(|_| Error::Invalid("a foreign anchor"))?,
             ))),
+            Position::Within { .. } => return Err(Error::Invalid("a foreign anchor")),
         };
         let (Some(head), _) = self.array(id, keys, Epoch::MAX)? else {
             anchor.0 = Position::End;
@@ -256,6 +182,7 @@ impl View<'_> {
                 };
                 ((Epoch(word(0)?), Cookie(word(1)?)), word(2)?)
             }
+            Position::Within { .. } => return Err(Error::Invalid("a foreign anchor")),
         };
         let mut count = 0;
         while let Some(group) = groups::next_by_epoch(self.heap, by_epoch, from, epochs)? {
@@ -311,24 +238,6 @@ impl View<'_> {
         visit(Change { epoch, object, dkey, akey });
         Ok(())
     }
-}
-
-fn flow_until(found: bool) -> ControlFlow<()> {
-    if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-}
-
-fn array_is_visible(
-    heap: &Heap,
-    holder: Holder,
-    epochs: (u64, u64),
-    scratch: &mut Scratch,
-) -> Result<bool, Error> {
-    let place: u64 = *memory::read(heap, holder.head_place())?;
-    if place == 0 {
-        return Ok(false);
-    }
-    let head: &ArrayHead = memory::read(heap, place)?;
-    Ok(extents::highest_end(heap, head, epochs, scratch)? > 0)
 }
 
 fn object_bytes(id: ObjectId) -> Vec<u8> {

@@ -135,6 +135,13 @@ pub(crate) enum Position {
     #[default]
     Start,
     After(Vec<u8>),
+    /// Somewhere below an entry of which it is not known yet whether anything is visible.
+    Within {
+        /// The entry before it; `None` if it is the first.
+        before: Option<Vec<u8>>,
+        /// The entry, and below it the keys from one level to the next: the last was looked at, those before it in part.
+        path: Vec<Vec<u8>>,
+    },
     End,
 }
 
@@ -149,12 +156,20 @@ impl Anchor {
         self.0 == Position::End
     }
 
+    /// Whether the last call has ended in the midst of an entry, because too much below it is invisible. The listing goes on there
+    /// from this anchor; from its [bytes](Self::to_bytes) it begins with that entry anew.
+    pub fn is_within(&self) -> bool {
+        matches!(self.0, Position::Within { .. })
+    }
+
     /// The anchor in a form to be sent or stored.
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.0 {
-            Position::Start => vec![0],
+            Position::Start | Position::Within { before: None, .. } => vec![0],
             Position::End => vec![2],
-            Position::After(key) => [&[1], key.as_slice()].concat(),
+            Position::After(key) | Position::Within { before: Some(key), .. } => {
+                [&[1], key.as_slice()].concat()
+            }
         }
     }
 

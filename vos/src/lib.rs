@@ -43,6 +43,7 @@ mod tree;
 mod update;
 mod verify;
 mod versions;
+mod visible;
 mod walk;
 mod write;
 

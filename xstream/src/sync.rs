@@ -12,6 +12,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+mod budget;
+
+pub use budget::{Budget, Share};
+
 /// First in, first out queue of tasks that wait.
 #[derive(Default)]
 struct WaitQueue {

@@ -7,7 +7,7 @@ use std::{rc::Rc, time::Duration};
 
 use daos_xstream::{
     Env, join_all,
-    rpc::{Call, Endpoint, EndpointConfig, Opcode, Request, Responder, RpcError, Service},
+    rpc::{Call, Endpoint, EndpointConfig, HEADER_BYTES, Opcode, Request, Responder, RpcError, Service},
     telemetry::Registry,
 };
 use loopback::{Local, PEER, pair, run};
@@ -128,4 +128,27 @@ fn a_peer_that_does_not_drain_is_disconnected() {
     assert!(matches!(result, Err(RpcError::TimedOut)), "{result:?}");
     assert!(engine.fabric().is_disconnected(), "it did not drain in time");
     assert_eq!(server.counters().peers_dropped_stuck.get(), 1);
+}
+
+/// A client that sent ECHO after ECHO and read no answer made the engine keep 1,024 of them before it was disconnected, each as long as
+/// a message can be. A reply that waits has the place of its request now.
+#[test]
+fn who_does_not_read_gets_no_more_answers_than_requests_may_be_open() {
+    const BYTES: usize = 1000;
+    let config =
+        EndpointConfig { calls_per_peer_max: 400, requests_per_peer_max: 64, ..EndpointConfig::default() };
+    let (client, engine, caller, server) = endpoints(config);
+    engine.fabric().stuck.set(true);
+    let call = Call { timeout: Duration::from_millis(50), ..ECHO };
+    let body = [7; BYTES];
+    let parts: [&[u8]; 1] = [&body];
+    run(&[&client, &engine], join_all((0..400).map(|_| caller.call(PEER, &call, &parts))));
+    assert_eq!(server.counters().requests_refused_busy.get(), 400 - 64);
+    // 64 answers, and for the rest a header that says so.
+    assert_eq!(server.bytes_held().0, 400 * HEADER_BYTES + 64 * BYTES);
+    engine.fabric().stuck.set(false);
+    run(&[&client, &engine], tokens(20));
+    assert_eq!(server.bytes_held().0, 0, "all of them are out");
+    let results = run(&[&client, &engine], join_all((0..20).map(|_| caller.call(PEER, &call, &parts))));
+    assert!(results.iter().all(Result::is_ok), "they have places again");
 }

@@ -195,9 +195,41 @@ impl<E: Env> ObjectService<E> {
                 let sealed = update::punch(&handle.container, writer, &request);
                 self.reply_changed(handle, (Procedure::Punch, &request, body), writer, sealed, responder);
             }
-            object_procedure::FETCH => self.fetch(handle, &request, responder),
+            object_procedure::FETCH if request.is_bulk() => {
+                self.fetch_by_bulk(handle, &request, body, responder);
+            }
+            object_procedure::FETCH => self.fetch(handle, &request, None, responder),
             _ => self.query(handle, &request, body, responder),
         }
+    }
+
+    /// A fetch to the client's memory: at once if there is room for what it may find.
+    fn fetch_by_bulk(
+        &self,
+        handle: &Rc<Handle<E>>,
+        request: &ObjectRequest<'_>,
+        body: &[u8],
+        responder: Responder<E>,
+    ) {
+        let bytes = request.records().map(|record| record.length).sum();
+        if let Some(room) = responder.try_bulk_room(bytes) {
+            return self.fetch(handle, request, Some(room), responder);
+        }
+        let service = Self { env: self.env.clone(), target: self.target.clone() };
+        let (handle, body) = (handle.clone(), body.to_vec());
+        self.env.scheduler().spawn(Class::Foreground, "wait for memory", async move {
+            let room = responder.bulk_room(bytes).await;
+            let request = check_awaited(&service.env, &responder)
+                .and_then(|()| Ok(ObjectRequest::parse(Procedure::Fetch, &body)?))
+                .and_then(|request| match check(&handle, &request, false) {
+                    Ok(()) => Ok(request),
+                    Err((status, text)) => Err(Refusal::new(status, text)),
+                });
+            match request {
+                Ok(request) => service.fetch(&handle, &request, Some(room), responder),
+                Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            }
+        });
     }
 
     /// Answers a question about an object: at once, but for one of which very much has to be looked at.
@@ -272,16 +304,19 @@ impl<E: Env> ObjectService<E> {
         body: &[u8],
         responder: Responder<E>,
     ) {
-        let (handle, body) = (handle.clone(), body.to_vec());
+        let (handle, body, env) = (handle.clone(), body.to_vec(), self.env.clone());
         let (remote, length) = (request.remote(), request.data_length());
         self.env.scheduler().spawn(Class::Foreground, "bulk update", async move {
-            let buffer = IoBuffer::for_overwrite(length as usize);
-            let (buffer, pulled) = responder.pull(remote, 0, buffer).await;
-            let result = match pulled {
-                Ok(()) => bulk_change(&handle, &body, buffer, writer, &responder).await,
-                Err(error) => Err(error.into()),
+            // Held until the reply: the data is in memory for that long.
+            let _room = responder.bulk_room(length).await;
+            let pull_and_change = async {
+                check_awaited(&env, &responder)?;
+                let buffer = IoBuffer::for_overwrite(length as usize);
+                let (buffer, pulled) = responder.pull(remote, 0, buffer).await;
+                pulled?;
+                bulk_change(&handle, &body, buffer, writer, &responder).await
             };
-            match result {
+            match pull_and_change.await {
                 Ok(()) => responder.reply(&[]),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
@@ -396,20 +431,58 @@ fn fail<E: Env>(responder: Responder<E>, error: &Error) {
 }
 
 impl<E: Env> ObjectService<E> {
+    /// Answers a request for a list: at once, but where very much below one entry has to be looked at.
     fn enumerate(&self, handle: &Rc<Handle<E>>, body: &[u8], responder: Responder<E>) {
-        let request = match Enumerate::parse(body) {
-            Ok(request) => request,
-            Err(Malformed(text)) => return responder.fail(Status::INVALID, text),
+        let room = responder.body_bytes_max();
+        let page = |anchor: &mut Option<Anchor>| {
+            let request = Enumerate::parse(body)?;
+            check_list(handle)?;
+            let start = anchor.insert(enumerate::start(&request)?);
+            enumerate::enumerate(&handle.container, &request, start, room)
         };
-        if let Err((status, text)) = handle.check_open() {
-            return responder.fail(status, text);
-        }
-        if !handle.capabilities.permits(Capabilities::READ) {
-            return responder.fail(Status::NOT_PERMITTED, "the handle does not permit this");
-        }
-        match enumerate::enumerate(&handle.container, &request, responder.body_bytes_max()) {
-            Ok(reply) => responder.reply(&[&reply]),
+        let mut anchor = None;
+        match page(&mut anchor) {
+            Ok(Some(reply)) => responder.reply(&[&reply]),
             Err(refusal) => responder.fail(refusal.status, &refusal.message),
+            Ok(None) => {
+                let (handle, body, env) = (handle.clone(), body.to_vec(), self.env.clone());
+                let anchor = anchor.unwrap_or_default();
+                self.env.scheduler().spawn(Class::Foreground, "look below an entry", async move {
+                    match enumerate_in_slices(&env, &handle, &body, anchor, &responder).await {
+                        Ok(reply) => responder.reply(&[&reply]),
+                        Err(refusal) => responder.fail(refusal.status, &refusal.message),
+                    }
+                });
+            }
         }
+    }
+}
+
+/// Goes on with a list from `anchor`, and lets others have their turn again and again.
+async fn enumerate_in_slices<E: Env>(
+    env: &E,
+    handle: &Handle<E>,
+    body: &[u8],
+    mut anchor: Anchor,
+    responder: &Responder<E>,
+) -> Result<Vec<u8>, Refusal> {
+    let request = Enumerate::parse(body)?;
+    loop {
+        env.scheduler().yield_now().await;
+        check_awaited(env, responder)?;
+        check_list(handle)?;
+        let page = enumerate::enumerate(&handle.container, &request, &mut anchor, responder.body_bytes_max());
+        if let Some(reply) = page? {
+            return Ok(reply);
+        }
+    }
+}
+
+/// Whether the handle may list.
+fn check_list<E: Env>(handle: &Handle<E>) -> Result<(), Refusal> {
+    handle.check_open().map_err(|(status, text)| Refusal::new(status, text))?;
+    match handle.capabilities.permits(Capabilities::READ) {
+        true => Ok(()),
+        false => Err(Refusal::new(Status::NOT_PERMITTED, "the handle does not permit this")),
     }
 }

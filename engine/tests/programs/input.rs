@@ -359,6 +359,23 @@ pub fn silence() {
     assert!(engine.runs());
 }
 
+/// Places for clients were at least 32 per target, however many targets there were and however few descriptors.
+pub fn descriptors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("engine");
+    let limited = "ulimit -n 100 && exec \"$@\"";
+    let mut engine = std::process::Command::new("sh");
+    engine.args(["-c", limited, "sh", env!("CARGO_BIN_EXE_daos_engine")]);
+    engine.args(["--dev", "--size", "1GiB", "--targets", "2", "--dir"]).arg(&dir);
+    let refused = engine.output().expect("it ends");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{error}");
+    for part in ["100 open files", "2 targets", "raise the limit to 128", "ulimit -n"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!dir.exists(), "nothing was formatted");
+}
+
 /// `daos kv get` and `array read` did not notice that their output was lost, and what printed text panicked.
 pub fn outputs() {
     let engine = Engine::start();

@@ -26,6 +26,7 @@ const TESTS: &[(&str, fn())] = &[
     ("input::wrong_requests_get_one_line_and_lose_nothing", input::requests),
     ("input::garbage_and_foreign_protocols_are_survived", input::garbage),
     ("input::silent_connections_leave_descriptors_for_others", input::silence),
+    ("input::more_targets_than_descriptors_are_refused", input::descriptors),
     ("input::lost_output_is_noticed", input::outputs),
     ("json::every_command_answers_in_json", json::every_command),
     ("json::completion_completes", json::completion),

@@ -318,6 +318,38 @@ fn too_much_is_refused_as_busy_and_credits_hold_a_caller_back() {
     .unwrap();
 }
 
+/// What was kept for peers that did not read had no bound but the number of peers. Where there would be too much in all, the one
+/// for which most is kept goes, and the others stay.
+#[test]
+fn what_is_kept_for_all_peers_is_bounded() {
+    const BYTES: usize = 4000;
+    let limits = EndpointConfig { outbox_bytes_max: 40 * BYTES, ..EndpointConfig::default() };
+    let World { sim, engine, client, endpoint, closed } = world(4, limits);
+    let (address, moderate) = (engine.address(0), sim.add_node(1));
+    // Both read nothing at all; one asks for more.
+    let flood = |node: &Node, requests: u64| {
+        let address = address.clone();
+        sim.block_on(node, move |env| async move {
+            let peer = env.fabric().connect(&address).await.unwrap();
+            for number in 0..requests {
+                let message = request(9 << 8, number, &[7; BYTES]);
+                while env.fabric().send(peer, &[&message]) == Err(daos_xstream::FabricError::Busy) {
+                    env.clock().sleep_until(env.clock().now() + Duration::from_millis(1)).await;
+                }
+            }
+            env.clock().sleep_until(env.clock().now() + Duration::from_millis(50)).await;
+        })
+        .unwrap();
+    };
+    flood(&moderate, 74);
+    let held = endpoint.bytes_held().0;
+    assert_eq!(held, 10 * (BYTES + HEADER_BYTES), "what the connection does not take");
+    flood(&client, 120);
+    assert_eq!(endpoint.counters().peers_dropped_stuck.get(), 1, "the one with most");
+    assert_eq!(endpoint.bytes_held().0, held, "what is kept for the other one is kept");
+    assert_eq!(closed.borrow().len(), 1);
+}
+
 #[test]
 fn a_request_for_another_rank_is_refused() {
     let World { sim, engine, client, endpoint, .. } = world(5, EndpointConfig::default());

@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     Access, Address, Class, Clock, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng, Sink,
-    Spawn, Time, combine::race, sync::Notify, telemetry::Metrics,
+    Spawn, Time,
+    combine::race,
+    sync::{Budget, Notify},
+    telemetry::Metrics,
 };
 
 /// Longest text that is kept of a refusal.
@@ -47,6 +50,10 @@ pub(super) struct Inner<E: Env> {
     pub calls: Calls,
     pub peers: Peers,
     pub buffers: Rc<BufferPool>,
+    /// Bounds what bulk transfers of all requests hold.
+    pub bulk: Rc<Budget>,
+    /// Bytes in the outboxes of all peers.
+    pub outbox_bytes: Cell<usize>,
     /// Peers whose outbox is not empty.
     pub backlog: RefCell<Vec<Rc<Peer>>>,
     /// Peers to disconnect once no code of theirs or the fabric's runs.
@@ -79,6 +86,8 @@ impl<E: Env> Endpoint<E> {
             calls: Calls::new(env.rng().next_u64() as u32),
             peers: Peers::default(),
             buffers: Rc::new(BufferPool::new(config.buffers_kept)),
+            bulk: Budget::new(config.bulk_bytes_max),
+            outbox_bytes: Cell::new(0),
             backlog: RefCell::default(),
             doomed: RefCell::default(),
             alarm_at: Cell::new(Time::NEVER),
@@ -138,6 +147,11 @@ impl<E: Env> Endpoint<E> {
     /// Peers known, calls open, requests being served.
     pub fn load(&self) -> (usize, usize, usize) {
         (self.0.peers.count(), self.0.calls.open_count(), self.0.requests_open.get() as usize)
+    }
+
+    /// Bytes kept for peers that have not taken them yet, and bytes that bulk transfers hold.
+    pub fn bytes_held(&self) -> (usize, u64) {
+        (self.0.outbox_bytes.get(), self.0.config.bulk_bytes_max - self.0.bulk.free())
     }
 
     /// The longest body of a request or a reply.
@@ -294,7 +308,9 @@ impl<E: Env> Inner<E> {
             refuse(Status::NO_SUCH_PROCEDURE, "there is no such module here");
             return self.blame(peer);
         };
-        if peer.requests_open.get() >= self.config.requests_per_peer_max
+        // A reply that waits for its peer to take it has its request's place still: who never reads gets no more.
+        let places = peer.requests_open.get() as usize + peer.outbox.borrow().len();
+        if places >= self.config.requests_per_peer_max as usize
             || self.requests_open.get() >= self.requests_max_for(header.opcode().module())
         {
             count(&self.counters.requests_refused_busy);

@@ -36,7 +36,7 @@ pub use endpoint::Endpoint;
 pub use header::{
     HEADER_BYTES, Header, Kind, Malformed, Opcode, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, RANK_ANY, Rejected,
 };
-pub use service::{Request, Responder, Service};
+pub use service::{BulkRoom, Request, Responder, Service};
 pub use status::Status;
 
 /// Numbers of the modules; the upper byte of an [`Opcode`].

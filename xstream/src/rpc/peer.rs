@@ -1,14 +1,14 @@
 //! What an endpoint keeps per peer.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     rc::Rc,
 };
 
 use super::call::CallId;
-use crate::{PeerId, Time};
+use crate::{PeerId, Time, sync::Budget};
 
 /// Weight of one malformed message against well-formed ones.
 const OFFENCE_WEIGHT: u32 = 16;
@@ -26,8 +26,12 @@ pub(super) struct Peer {
     pub requests_open: Cell<u32>,
     /// Messages that the fabric would not take yet, in order.
     pub outbox: RefCell<VecDeque<Vec<u8>>>,
+    /// Their bytes.
+    pub outbox_bytes: Cell<usize>,
     /// Since when the first of them has waited.
     pub outbox_since: Cell<Time>,
+    /// Bounds what bulk transfers of its requests hold.
+    pub bulk: OnceCell<Rc<Budget>>,
     guilt: Cell<u32>,
 }
 
@@ -40,6 +44,8 @@ impl Peer {
             calls_waiting: RefCell::default(),
             requests_open: Cell::new(0),
             outbox: RefCell::default(),
+            outbox_bytes: Cell::new(0),
+            bulk: OnceCell::new(),
             outbox_since: Cell::new(Time::NEVER),
             guilt: Cell::new(0),
         }

@@ -41,6 +41,7 @@ impl<E: Env> Inner<E> {
         let mut message = self.buffers.take();
         message.extend_from_slice(header.as_bytes());
         body.iter().for_each(|part| message.extend_from_slice(part));
+        self.count_outbox(peer, message.len() as isize);
         peer.outbox.borrow_mut().push_back(message);
         if was_empty {
             let now = self.env.clock().now();
@@ -48,7 +49,30 @@ impl<E: Env> Inner<E> {
             self.backlog.borrow_mut().push(peer.clone());
             self.alarm_by(now + RETRY_INTERVAL);
         }
+        self.bound_outboxes();
         Ok(())
+    }
+
+    /// Disconnects the peer for which most is kept, while more is kept than may be.
+    fn bound_outboxes(&self) {
+        while self.outbox_bytes.get() > self.config.outbox_bytes_max {
+            let largest = self.backlog.borrow().iter().max_by_key(|peer| peer.outbox_bytes.get()).cloned();
+            let Some(largest) = largest.filter(|peer| peer.outbox_bytes.get() > 0) else { return };
+            count(&self.counters.peers_dropped_stuck);
+            self.doom(&largest);
+            self.empty_outbox(&largest);
+        }
+    }
+
+    fn count_outbox(&self, peer: &Peer, change: isize) {
+        peer.outbox_bytes.set(peer.outbox_bytes.get().wrapping_add_signed(change));
+        self.outbox_bytes.set(self.outbox_bytes.get().wrapping_add_signed(change));
+    }
+
+    fn empty_outbox(&self, peer: &Peer) {
+        let unsent = std::mem::take(&mut *peer.outbox.borrow_mut());
+        self.count_outbox(peer, -(peer.outbox_bytes.get() as isize));
+        unsent.into_iter().for_each(|message| self.buffers.put(message));
     }
 
     /// Tries to send what was put aside; returns how many messages went out.
@@ -62,6 +86,7 @@ impl<E: Env> Inner<E> {
                 match self.env.fabric().send(peer.id, &[&message]) {
                     Ok(()) => {
                         taken += 1;
+                        self.count_outbox(peer, -(message.len() as isize));
                         self.buffers.put(message);
                     }
                     Err(FabricError::Busy) => {
@@ -69,6 +94,7 @@ impl<E: Env> Inner<E> {
                         break;
                     }
                     Err(_) => {
+                        self.count_outbox(peer, -(message.len() as isize));
                         self.doom(peer);
                         break;
                     }
@@ -131,8 +157,7 @@ impl<E: Env> Inner<E> {
     pub(super) fn forget(&self, id: PeerId) {
         let Some(peer) = self.peers.remove(id) else { return };
         peer.gone.set(true);
-        let unsent = std::mem::take(&mut *peer.outbox.borrow_mut());
-        unsent.into_iter().for_each(|message| self.buffers.put(message));
+        self.empty_outbox(&peer);
         self.backlog.borrow_mut().retain(|other| !Rc::ptr_eq(other, &peer));
         self.calls.sweep(Time::default(), Some(id), |ended, _| {
             count(&self.counters.calls_lost);

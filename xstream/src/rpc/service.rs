@@ -5,7 +5,10 @@ use std::{cell::Cell, rc::Rc};
 use uuid::Uuid;
 
 use super::{Header, Opcode, Status, counters::count, endpoint::Inner, peer::Peer};
-use crate::{Credentials, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Time};
+use crate::{
+    Credentials, Env, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Time,
+    sync::{Budget, Share},
+};
 
 /// A module: answers the requests of one module number.
 pub trait Service<E: Env>: 'static {
@@ -66,6 +69,13 @@ impl Request<'_> {
     pub fn flags(&self) -> u16 {
         self.header.flags()
     }
+}
+
+/// The right to hold memory for a bulk transfer, until it is dropped. Each peer has so much of it, and all peers together.
+#[must_use = "the memory is to be given back after this, not before"]
+pub struct BulkRoom {
+    _peers: Share,
+    _all: Share,
 }
 
 /// The right, and the duty, to answer one request. Dropped without an answer it answers [`Status::INTERNAL`].
@@ -148,6 +158,22 @@ impl<E: Env> Responder<E> {
     /// The longest body that [`reply`](Self::reply) takes.
     pub fn body_bytes_max(&self) -> usize {
         self.endpoint.body_bytes_max_to(self.peer.id)
+    }
+
+    /// The right to hold so many bytes for a bulk transfer of this request, if there is room now and nobody waits for it.
+    pub fn try_bulk_room(&self, bytes: u64) -> Option<BulkRoom> {
+        let peers = self.peer_bulk().try_take(bytes)?;
+        Some(BulkRoom { _peers: peers, _all: self.endpoint.bulk.try_take(bytes)? })
+    }
+
+    /// The same, once there is room. To be had before the memory is: a client may name 16 MiB in a message of 200 bytes.
+    pub async fn bulk_room(&self, bytes: u64) -> BulkRoom {
+        let peers = self.peer_bulk().take(bytes).await;
+        BulkRoom { _peers: peers, _all: self.endpoint.bulk.take(bytes).await }
+    }
+
+    fn peer_bulk(&self) -> &Rc<Budget> {
+        self.peer.bulk.get_or_init(|| Budget::new(self.endpoint.config.bulk_bytes_per_peer_max))
     }
 
     /// Reads the caller's memory into `buffer`, from `skip` bytes after the start of `remote`.

@@ -17,14 +17,20 @@ const ENTRIES_MAX: usize = 1024;
 /// Bytes that an entry takes at least.
 const ENTRY_BYTES_MIN: usize = 32;
 
-/// One page: as many entries as were asked for, fit into `room` bytes, and can be listed in a slice of time.
+/// Where the list of a request begins.
+pub(super) fn start(request: &Enumerate<'_>) -> Result<Anchor, Refusal> {
+    Anchor::from_bytes(request.anchor)
+        .ok_or_else(|| Refusal::new(Status::INVALID, "the anchor is none of ours"))
+}
+
+/// One page: as many entries as were asked for, fit into `room` bytes, and can be listed in a slice of time. `None`: it has found
+/// none, and has stopped in the midst of an entry: go on from `anchor`.
 pub(super) fn enumerate<E: Env>(
     container: &Container<E>,
     request: &Enumerate<'_>,
+    start: &mut Anchor,
     room: usize,
-) -> Result<Vec<u8>, Refusal> {
-    let start = Anchor::from_bytes(request.anchor)
-        .ok_or_else(|| Refusal::new(Status::INVALID, "the anchor is none of ours"))?;
+) -> Result<Option<Vec<u8>>, Refusal> {
     let room = room.saturating_sub(size_of::<EnumerateReply>());
     let mut limit = (request.entries_max as usize).min(room / ENTRY_BYTES_MIN).clamp(1, ENTRIES_MAX);
     loop {
@@ -38,10 +44,14 @@ pub(super) fn enumerate<E: Env>(
                 fitting = count as usize;
             }
         })?;
+        if count == 0 && anchor.is_within() {
+            *start = anchor;
+            return Ok(None);
+        }
         let anchor_bytes = if anchor.at_end() { Vec::new() } else { anchor.to_bytes() };
         if entries.len() + anchor_bytes.len() <= room {
             let header = EnumerateReply::new(count, anchor_bytes.len() as u32, anchor.at_end());
-            return Ok([header.as_bytes(), &anchor_bytes, &entries].concat());
+            return Ok(Some([header.as_bytes(), &anchor_bytes, &entries].concat()));
         }
         if limit == 1 {
             return Err(Refusal::new(Status::TOO_LONG, "a key is longer than a reply"));

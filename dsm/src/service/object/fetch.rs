@@ -4,7 +4,10 @@ use std::rc::Rc;
 
 use daos_types::{Checksum, Epoch, ObjectType};
 use daos_vos::{BlockRef, Container, Data, Error, FetchRequest, Fetched, Piece, ValueRef};
-use daos_xstream::{Bug, Class, Env, IoBuffer, RemoteBuffer, Spawn, join_all, rpc::Responder};
+use daos_xstream::{
+    Bug, Class, Env, IoBuffer, RemoteBuffer, Spawn, join_all,
+    rpc::{BulkRoom, Responder},
+};
 use zerocopy::IntoBytes;
 
 use super::{ObjectService, fail};
@@ -54,7 +57,14 @@ enum Source {
 }
 
 impl<E: Env> ObjectService<E> {
-    pub(super) fn fetch(&self, handle: &Rc<Handle<E>>, request: &ObjectRequest<'_>, responder: Responder<E>) {
+    /// Answers a fetch; one by bulk has `room` for what it finds.
+    pub(super) fn fetch(
+        &self,
+        handle: &Rc<Handle<E>>,
+        request: &ObjectRequest<'_>,
+        room: Option<BulkRoom>,
+        responder: Responder<E>,
+    ) {
         if request.record_count() == 1
             && let Some(record) = request.records().next()
             && record.kind == RecordKind::Value
@@ -74,6 +84,7 @@ impl<E: Env> ObjectService<E> {
         let remote = (!fits).then(|| request.remote());
         let handle = handle.clone();
         self.env.scheduler().spawn(Class::Foreground, "bulk fetch", async move {
+            let _room = room;
             let completed = match remote {
                 Some(remote) => found.push(&handle.container, remote, &responder).await,
                 None => found.pack(&handle.container).await,
