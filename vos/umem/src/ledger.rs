@@ -10,7 +10,7 @@ use crate::{
     HeapError, Sealed,
     arena::Arena,
     layout::Layout,
-    pmem::{LINE_BYTES, PmemJournal},
+    pmem::{LINE_BYTES, PmemJournal, UNDO_UNIT_BYTES},
     wal::LogBuffer,
 };
 
@@ -47,6 +47,9 @@ pub(crate) struct Ledger {
     undo: Vec<u8>,
     /// Blocks allocated by this transaction: (first byte, end).
     fresh: Vec<(u64, u64)>,
+    /// On pmem: stores into the allocator's tables (offset, word) whose undo entries no fence has followed yet. They are made
+    /// right after the next one, so that an allocation waits for no fence of its own.
+    pending: Vec<(u64, u64)>,
     sealed: u64,
 }
 
@@ -60,6 +63,7 @@ impl Ledger {
             notes: Vec::with_capacity(64),
             undo: Vec::with_capacity(8192),
             fresh: Vec::with_capacity(16),
+            pending: Vec::with_capacity(16),
             sealed,
         }
     }
@@ -73,7 +77,7 @@ impl Ledger {
             return self.change_fresh(first, offset, length);
         }
         if matches!(self.journal, Journal::Pmem(_)) {
-            return self.change_lines(first, offset, length);
+            return self.change_guarded(first, offset, length);
         }
         let bytes = self.arena.bytes_mut(first, offset, length)?;
         let undo = self.undo.len();
@@ -102,9 +106,9 @@ impl Ledger {
         Ok(bytes)
     }
 
-    /// [`Ledger::change`] on pmem: whole cache lines are noted, each once, and are in the undo log before they change.
-    fn change_lines(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
-        if self.note_lines(first, offset, length)? {
+    /// [`Ledger::change`] on pmem: what changes is in the undo log before.
+    fn change_guarded(&mut self, first: u64, offset: u64, length: u64) -> Result<&mut [u8], HeapError> {
+        if self.guard(first, offset, length)? {
             self.fence();
         }
         self.arena.bytes_mut(first, offset, length)
@@ -120,7 +124,7 @@ impl Ledger {
         for &(offset, length) in ranges {
             let end = offset.wrapping_add(length);
             if !self.fresh.iter().rev().take(4).any(|&(start, stop)| start <= offset && end <= stop) {
-                noted |= self.note_lines(first, offset, length)?;
+                noted |= self.guard(first, offset, length)?;
             }
         }
         if noted {
@@ -129,34 +133,40 @@ impl Ledger {
         Ok(())
     }
 
-    /// Puts the cache lines of a range into the undo log, unless they are there. If it says yes, a fence must follow before
-    /// the first store into them.
-    fn note_lines(&mut self, first: u64, offset: u64, length: u64) -> Result<bool, HeapError> {
+    /// Puts a range, in whole units of the undo log, there, unless it is there. If it says yes, a fence must follow before the
+    /// first store into it.
+    fn guard(&mut self, first: u64, offset: u64, length: u64) -> Result<bool, HeapError> {
         self.arena.bytes_mut(first, offset, length)?;
-        let start = offset / LINE_BYTES * LINE_BYTES;
-        let lines = (offset + length).next_multiple_of(LINE_BYTES) - start;
+        let start = offset / UNDO_UNIT_BYTES * UNDO_UNIT_BYTES;
+        let bytes = (offset + length).next_multiple_of(UNDO_UNIT_BYTES) - start;
         let noted = |note: &Note| {
-            note.undo != NO_UNDO
-                && note.offset <= start
-                && start + lines <= note.offset + u64::from(note.length)
+            note.offset <= start
+                && start + bytes <= note.offset + u64::from(note.length)
+                && note.undo != NO_UNDO
         };
         if length == 0 || self.notes.iter().rev().take(64).any(noted) {
-            return Ok(false);
+            // Its entry may be one that the allocator's tables got, and that no fence has followed.
+            return Ok(!self.pending.is_empty());
         }
         let undo = self.undo.len();
-        if undo as u64 + lines > TRANSACTION_BYTES_MAX as u64 {
+        if undo as u64 + bytes > TRANSACTION_BYTES_MAX as u64 {
             return Err(HeapError::TransactionTooLarge);
         }
         let Journal::Pmem(journal) = &mut self.journal else { unreachable!("asked by the caller") };
-        journal.log.record(&mut self.arena, &mut *journal.persistence, start, lines)?;
-        self.undo.extend_from_slice(self.arena.values(0, start, lines)?);
-        self.notes.push(Note { offset: start, length: lines as u32, undo: undo as u32 });
+        journal.log.record(&mut self.arena, &mut *journal.persistence, start, bytes)?;
+        self.undo.extend_from_slice(self.arena.values(0, start, bytes)?);
+        self.notes.push(Note { offset: start, length: bytes as u32, undo: undo as u32 });
         Ok(true)
     }
 
+    /// Makes the undo log's entries durable; then stores that waited for that are made.
     fn fence(&mut self) {
         let Journal::Pmem(journal) = &mut self.journal else { return };
         journal.persistence.fence(self.arena.as_slice());
+        for (offset, value) in self.pending.drain(..) {
+            let bytes = self.arena.bytes_mut(0, offset, 8).expect("a range noted before");
+            bytes.copy_from_slice(&value.to_le_bytes());
+        }
     }
 
     /// Remembers that `bytes` from `offset` were allocated by this transaction.
@@ -165,17 +175,26 @@ impl Ledger {
         self.fresh.push((offset, offset + bytes));
     }
 
-    /// Puts `value` into the allocator's tables.
+    /// Puts `value` into the allocator's tables. [`Ledger::word`] gives it from then on; the arena may have it later.
     #[inline]
     pub fn set_word(&mut self, offset: u64, value: u64) -> Result<(), HeapError> {
-        self.change(0, offset, 8)?.copy_from_slice(&value.to_le_bytes());
+        if !matches!(self.journal, Journal::Pmem(_)) {
+            self.change(0, offset, 8)?.copy_from_slice(&value.to_le_bytes());
+        } else if self.guard(0, offset, 8)? {
+            self.pending.push((offset, value));
+        } else {
+            self.arena.bytes_mut(0, offset, 8)?.copy_from_slice(&value.to_le_bytes());
+        }
         Ok(())
     }
 
     /// A word of the allocator's tables.
     #[inline]
     pub fn word(&self, offset: u64) -> u64 {
-        *self.arena.value::<u64>(0, offset).expect("the allocator's tables lie in the arena")
+        match self.pending.iter().rev().find(|(place, _)| *place == offset) {
+            Some((_, value)) => *value,
+            None => *self.arena.value::<u64>(0, offset).expect("the allocator's tables lie in the arena"),
+        }
     }
 
     /// Makes the transaction's changes part of the heap.
@@ -188,7 +207,12 @@ impl Ledger {
                     self.sealed = log.append(&self.arena, changed)?;
                 }
             }
-            Journal::Pmem(_) => self.commit_lines(),
+            Journal::Pmem(_) => {
+                if !self.pending.is_empty() {
+                    self.fence();
+                }
+                self.commit();
+            }
         }
         self.forget();
         Ok(Sealed(self.sealed))
@@ -196,6 +220,7 @@ impl Ledger {
 
     /// Takes the transaction's changes back.
     pub fn abort(&mut self) {
+        self.pending.clear();
         for note in self.notes.iter().rev() {
             if note.undo != NO_UNDO {
                 let old = &self.undo[note.undo as usize..][..note.length as usize];
@@ -204,19 +229,27 @@ impl Ledger {
                 bytes.copy_from_slice(old);
             }
         }
-        self.commit_lines();
+        self.commit();
         self.forget();
     }
 
     /// On pmem, makes the noted ranges durable as they are, and ends the transaction on media.
-    fn commit_lines(&mut self) {
+    fn commit(&mut self) {
         let Journal::Pmem(journal) = &mut self.journal else { return };
         if self.notes.is_empty() {
             return;
         }
         let PmemJournal { log, persistence } = &mut **journal;
+        // Notes often follow each other, several to a line.
+        let mut flushed = 0..0;
         for note in &self.notes {
-            persistence.flush(self.arena.as_slice(), note.offset, u64::from(note.length));
+            let start = note.offset / LINE_BYTES * LINE_BYTES;
+            let end = (note.offset + u64::from(note.length)).next_multiple_of(LINE_BYTES);
+            let start = if flushed.contains(&start) { flushed.end } else { start };
+            if start < end {
+                persistence.flush(self.arena.as_slice(), start, end - start);
+                flushed = start..end;
+            }
         }
         persistence.fence(self.arena.as_slice());
         log.commit(&mut self.arena, &mut **persistence);
@@ -240,5 +273,6 @@ impl Ledger {
         self.notes.clear();
         self.undo.clear();
         self.fresh.clear();
+        debug_assert!(self.pending.is_empty());
     }
 }

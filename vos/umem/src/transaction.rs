@@ -179,7 +179,9 @@ impl<'h> Transaction<'h> {
 
     /// Stores the heap's entry point.
     pub fn set_root<T>(&mut self, root: Off<T>) -> Result<(), HeapError> {
-        self.heap.ledger.set_word(HEADER_OFFSET + std::mem::offset_of!(ArenaHeader, root) as u64, root.raw())
+        let place = HEADER_OFFSET + std::mem::offset_of!(ArenaHeader, root) as u64;
+        self.heap.ledger.change(0, place, 8)?.copy_from_slice(&root.raw().to_le_bytes());
+        Ok(())
     }
 
     /// Makes the changes part of the heap. On an error the transaction has been undone. A transaction that changed

@@ -15,7 +15,10 @@ use std::{
 };
 
 use daos_xstream::{Address, Clock, Fabric, FabricError, PeerId, Rng, Sink, Time, WallTime};
-use daos_xstream_ofi::{OfiConfig, OfiFabric, pingpong::{self, Pace}};
+use daos_xstream_ofi::{
+    OfiConfig, OfiFabric,
+    pingpong::{self, Pace},
+};
 
 const WARM_UP: usize = 5_000;
 const ROUNDS: usize = 40_000;

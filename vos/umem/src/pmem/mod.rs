@@ -2,13 +2,14 @@
 //!
 //! # Invariants
 //!
-//! * Before the first store of a transaction into a cache line that was in use, the line's old content is durable in the
-//!   undo log. (A store may become durable at any time after it, in any order with others.)
+//! * Before the first store of a transaction into bytes that were in use, their old content is durable in the undo log. (A
+//!   store may become durable at any time after it, in any order with others.)
 //! * The transaction commits by one store of eight bytes: its number, in the undo log's header. By then all its stores
 //!   are durable; from then on its undo entries, which carry that number, mean nothing.
 //! * An aborted transaction commits too, after everything was put back, so that a number is never used twice.
 //!
-//! So a transaction costs one fence for each set of lines that it changes for the first time, and two at its end.
+//! So a transaction costs one fence for each set of ranges that it changes for the first time, and two at its end. Changes of
+//! the allocator's tables wait for the next of those, and cost none of their own.
 
 mod file;
 mod undo;
@@ -30,6 +31,9 @@ pub(crate) use undo::{UndoHeader, UndoLog};
 
 /// Bytes of a cache line: the unit in which stores become durable.
 pub const LINE_BYTES: u64 = 64;
+
+/// What a transaction changes goes to the undo log in multiples of this: with its header a small change fills one cache line there.
+pub(crate) const UNDO_UNIT_BYTES: u64 = 32;
 
 const UNDO_BYTES_MAX: u64 = 4 << 20;
 

@@ -1,4 +1,4 @@
-//! The undo log: old content of the cache lines that the running transaction changes.
+//! The undo log: old content of what the running transaction changes.
 //!
 //! ```text
 //! header: magic u64 │ number of the newest committed transaction u64 │ zeros to 64 bytes
@@ -127,8 +127,8 @@ impl UndoLog {
         self.committed
     }
 
-    /// Puts the present content of whole lines here, before they change. It is durable after the next fence: several may
-    /// share one. If a crash takes some of them, none of their lines had changed.
+    /// Puts the present content of a range here, before it changes. It is durable after the next fence: several may share one.
+    /// If a crash takes some of them, none of their ranges had changed.
     pub fn record(
         &mut self,
         arena: &mut Arena,
