@@ -18,7 +18,7 @@ trap 'rm -rf "$folder"' EXIT
 echo "rows of the table" >&2
 array=(--case array-update --case array-read)
 "$perf" --json --seconds "${SECONDS_EACH:-2}" --dir "$folder" --media heap --media wal \
-    --case kv- --case doc- "${array[@]}" --case durable --case block >"$folder/rows"
+    --case kv- --case doc- "${array[@]}" --case durable --case block --case slices >"$folder/rows"
 PMEM_IS_PMEM_FORCE=1 "$perf" --json --dir /dev/shm --media pmem --case kv- --case doc- >>"$folder/rows"
 "$perf" --json --records "${OPEN_RECORDS:-10000000}" --dir "$folder" --media wal --case open-after-crash >>"$folder/rows"
 bench/compare/fio.sh "$folder" "${SECONDS_EACH:-2}" >"$folder/fio"

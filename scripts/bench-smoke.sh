@@ -34,7 +34,8 @@ whole() { # PLACE CASE ...: the rows on stdin have all fields, finite and positi
 values="kv-update kv-update-existing kv-fetch kv-fetch-batch doc-update doc-update-existing doc-fetch doc-fetch-batch array-update array-read array-nested array-staggered array-interleaved"
 # shellcheck disable=SC2086
 PMEM_IS_PMEM_FORCE=1 "$programs/vos_perf" --records 2000 --seconds 0.05 --media heap --media wal --media pmem --dir "$folder" --json |
-    whole media $values durable-update block-write block-read open-after-crash
+    whole media $values durable-update block-write block-read open-after-crash \
+        checkpoint-slices scrubber-slices
 "$programs/daos_perf" --seconds 0.05 --scratch "$folder" --json |
     whole fabric engine-start null-rpc kv-update kv-update-durable kv-fetch array-write array-read idle-cpu wake-after-idle wake-after-idle-raw
 

@@ -21,7 +21,9 @@ pub async fn measure(world: &World, bench: &Bench) -> anyhow::Result<()> {
     for case in CASES.into_iter().filter(|case| bench.wants(case)) {
         let start = Instant::now();
         let (_, slices) = match case {
-            "checkpoint-slices" => slices::of_checkpoints(world, 256 << 20).await?,
+            "checkpoint-slices" => {
+                slices::of_checkpoints(world, (bench.records * 256).clamp(16 << 20, 256 << 20)).await?
+            }
             _ => slices::of_scrubber(world).await?,
         };
         bench.print(&row(case, &slices, start.elapsed().as_secs_f64()));
