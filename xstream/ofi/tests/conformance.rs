@@ -1,4 +1,5 @@
-//! The suite that every fabric has to pass, over two endpoints: on two threads, and in two processes.
+//! The suite that every fabric has to pass, over two endpoints: on two threads, and in two processes. This program is also the
+//! other process.
 
 #![allow(clippy::disallowed_methods, reason = "a world of its own, in real time")]
 
@@ -6,7 +7,7 @@ mod common;
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Command, Stdio},
+    process::{Command, ExitCode, Stdio},
     sync::mpsc,
 };
 
@@ -25,7 +26,14 @@ fn call(address: &Address) {
     conformance::call(common::client_of(address), RealClock::start().reader(), address).unwrap();
 }
 
-#[test]
+fn main() -> ExitCode {
+    if std::env::var_os(ENGINE).is_some() {
+        serve(|address| println!("\naddress {address}"));
+        return ExitCode::SUCCESS;
+    }
+    conformance::run_tests(&[("in_one_process", in_one_process), ("in_two_processes", in_two_processes)])
+}
+
 fn in_one_process() {
     let (tell, told) = mpsc::channel();
     let engine = std::thread::spawn(move || serve(|address| tell.send(address).unwrap()));
@@ -33,18 +41,8 @@ fn in_one_process() {
     engine.join().unwrap();
 }
 
-/// Not a test of its own: what the other process runs.
-#[test]
-fn engine() {
-    if std::env::var_os(ENGINE).is_some() {
-        serve(|address| println!("\naddress {address}"));
-    }
-}
-
-#[test]
 fn in_two_processes() {
     let mut engine = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "engine", "--nocapture"])
         .env(ENGINE, "1")
         .stdout(Stdio::piped())
         .spawn()

@@ -1,6 +1,7 @@
 //! Peers that die, and strangers that talk nonsense: the endpoint goes on serving and holds nothing for them.
 //!
-//! The client is this test's own program, started again with an environment variable that says what to be.
+//! The client is this program, started again with an environment variable that says what to be. Memory and descriptors belong to
+//! the process, so the tests run one after the other.
 #![allow(clippy::disallowed_methods, reason = "tests of a real backend run in the real world")]
 
 mod common;
@@ -10,14 +11,15 @@ use std::{
     io::Write,
     net::TcpStream,
     pin::Pin,
-    process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    process::{Child, Command, ExitCode, Stdio},
     task::Poll,
     time::{Duration, Instant},
 };
 
 use common::{Node, TestRng, client_of, drive, open, run_until};
-use daos_xstream::{Access, Address, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng};
+use daos_xstream::{
+    Access, Address, Fabric, FabricError, IoBuffer, PeerId, RemoteBuffer, Rng, conformance::run_tests,
+};
 use daos_xstream_ofi::{OfiConfig, OfiFabric, descriptors_open};
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -31,16 +33,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CLIENTS_PER_CHILD: usize = 17;
 const MIB: u64 = 1 << 20;
 
-/// Not a test of its own: what the child processes run.
-#[test]
-fn child() {
-    let Ok(address) = std::env::var(SERVER) else { return };
+const TESTS: &[(&str, fn())] = &[
+    ("killed_and_stopped_clients_leave_nothing_behind", killed_and_stopped_clients_leave_nothing_behind),
+    ("floods_are_held_back", floods_are_held_back),
+    (
+        "what_waits_for_a_peer_that_does_not_read_is_bounded",
+        what_waits_for_a_peer_that_does_not_read_is_bounded,
+    ),
+    ("silent_connections_are_ended", silent_connections_are_ended),
+    ("garbage_on_the_port_does_not_stop_the_endpoint", garbage_on_the_port_does_not_stop_the_endpoint),
+];
+
+fn main() -> ExitCode {
+    let Ok(address) = std::env::var(SERVER) else { return run_tests(TESTS) };
     let address: Address = address.parse().unwrap();
     match std::env::var(ROLE).as_deref() {
         Ok("flood and read") => flood(&address, 16),
         Ok("flood and do not read") => flood(&address, 1 << 14),
         _ => honest_clients(&address),
     }
+    ExitCode::SUCCESS
 }
 
 type Connecting = Pin<Box<dyn Future<Output = Result<PeerId, FabricError>>>>;
@@ -152,7 +164,6 @@ struct Running(Child);
 impl Running {
     fn start(address: &Address, role: &str) -> Self {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--nocapture"])
             .env(SERVER, address.to_string())
             .env(ROLE, role)
             .stdout(Stdio::null())
@@ -175,12 +186,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Memory and descriptors belong to the process, so tests that measure them run one after the other.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn resident_bytes() -> u64 {
@@ -313,9 +318,7 @@ fn impatient(address: &str) -> OfiConfig {
 /// Clients are killed, or stopped and killed later, in the middle of messages and transfers. libfabric reports no event for
 /// that, leaks the connection unless the address is removed, and goes on answering "again" for ever; the endpoint must end up
 /// holding what it held.
-#[test]
 fn killed_and_stopped_clients_leave_nothing_behind() {
-    let _alone = alone();
     let wanted = std::env::var("OFI_TEST_KILLS").map_or(500, |kills| kills.parse().unwrap());
     const CHILDREN: usize = 4;
     const CLIENTS: usize = CHILDREN * CLIENTS_PER_CHILD;
@@ -387,9 +390,7 @@ fn killed_and_stopped_clients_leave_nothing_behind() {
 
 /// Peers that send as fast as they can, some of which do not read: they are held back, others are served, and memory stays
 /// bounded, also while connections are closed under the flood.
-#[test]
 fn floods_are_held_back() {
-    let _alone = alone();
     const ROLES: [&str; 4] =
         ["flood and read", "flood and do not read", "flood and read", "flood and do not read"];
     let (mut survivor, address) = Survivor::new();
@@ -421,9 +422,7 @@ fn floods_are_held_back() {
 
 /// A peer that does not read: what is kept for it here is bounded, whatever the messages' size, and nothing that was taken is lost
 /// when it reads again.
-#[test]
 fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
-    let _alone = alone();
     // 512 short messages and 64 long ones wait at most; libfabric needs less than 1 KiB besides for each.
     const KEPT: u64 = MIB;
     for length in [8, 100, 4000] {
@@ -455,10 +454,8 @@ fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
 }
 
 /// Sockets that connect and say nothing used up the process's descriptors (libfabric itself ends those that say half a word): 1,100 of them left an engine with the usual limit none, and nothing timed them out.
-#[test]
 fn silent_connections_are_ended() {
     const SILENT: usize = 300;
-    let _alone = alone();
     let node = Node::new(open(impatient("tcp://127.0.0.1:0")));
     let address = node.fabric.addresses()[0].clone();
     let client = Node::new(client_of(&address));
@@ -492,9 +489,7 @@ fn silent_connections_are_ended() {
 }
 
 /// Plain sockets that connect to the endpoint's port and say nothing, nonsense, or half a word.
-#[test]
 fn garbage_on_the_port_does_not_stop_the_endpoint() {
-    let _alone = alone();
     let node = Node::new(open(impatient("tcp://127.0.0.1:0")));
     let address = node.fabric.addresses()[0].clone();
     let client = Node::new(client_of(&address));

@@ -329,21 +329,17 @@ impl<'a, E: Env> Driver<'a, E> {
         self.reconnected().await
     }
 
-    /// A fabric may end the connection over a key that is not valid; a new one has to work then. What was under way on the old
-    /// one may be lost, and the new one may be still-born: callers learn that from their deadlines, and within 20 s from the fabric.
+    /// A fabric may end the connection over a key that is not valid; a new one has to work then. The first call may find the old
+    /// one gone. None may find silence: 5 s are longer than any slow machine needs, and shorter than a keep-alive takes to end a
+    /// connection on which nothing arrives, which would hide one.
     async fn reconnected(&self) -> Outcome {
-        const TRIES: u32 = 10;
-        for left in (0..TRIES).rev() {
-            match self.call_within(Duration::from_secs(2), ECHO, b"").await {
-                Ok(_) => return Ok(()),
-                Err(RpcError::TimedOut) if left > 0 => {}
-                Err(RpcError::PeerGone) if left > 0 => {
-                    self.peer.set(Self::connect(self.endpoint, self.address).await?.peer.get());
-                }
-                Err(error) => return Err(format!("afterwards: {error}")),
-            }
+        let echo = || self.call_within(Duration::from_secs(5), ECHO, b"");
+        let mut echoed = echo().await;
+        if let Err(RpcError::PeerGone) = echoed {
+            self.peer.set(Self::connect(self.endpoint, self.address).await?.peer.get());
+            echoed = echo().await;
         }
-        unreachable!("the last try returns")
+        echoed.map(drop).map_err(|error| format!("afterwards: {error}"))
     }
 
     async fn revoked_memory_is_out_of_reach(&self) -> Outcome {

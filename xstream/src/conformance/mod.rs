@@ -10,6 +10,7 @@
 //! ```
 
 mod cases;
+mod runner;
 mod world;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
 };
 
 pub use cases::{Failure, drive};
+pub use runner::run_tests;
 pub use world::{call, serve};
 
 const ECHO: Opcode = Opcode::new(module::CONFORMANCE, 0);

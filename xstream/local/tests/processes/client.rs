@@ -19,10 +19,9 @@ const ROLE: &str = "DAOS_LOCAL_TEST_ROLE";
 const SOCKET: &str = "DAOS_LOCAL_TEST_SOCKET";
 const SEED: &str = "DAOS_LOCAL_TEST_SEED";
 
-/// Starts a client process. `test` is the name of the test that calls [`play`].
-pub fn start(test: &str, role: &str, socket: &Path, seed: u64) -> Child {
+/// Starts a client process.
+pub fn start(role: &str, socket: &Path, seed: u64) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture"])
         .env(ROLE, role)
         .env(SOCKET, socket)
         .env(SEED, seed.to_string())
@@ -31,9 +30,9 @@ pub fn start(test: &str, role: &str, socket: &Path, seed: u64) -> Child {
         .unwrap()
 }
 
-/// Plays the part that the environment names; does nothing without one.
-pub fn play() {
-    let Ok(role) = std::env::var(ROLE) else { return };
+/// Plays the part that the environment names. False if it names none.
+pub fn play() -> bool {
+    let Ok(role) = std::env::var(ROLE) else { return false };
     let socket = PathBuf::from(std::env::var(SOCKET).unwrap());
     let mut dice = Dice(std::env::var(SEED).unwrap().parse::<u64>().unwrap() * 2 + 1);
     match role.as_str() {
@@ -43,6 +42,7 @@ pub fn play() {
         "scribbler" => scribble(&socket, &mut dice),
         other => panic!("no part for {other}"),
     }
+    true
 }
 
 /// A small generator of numbers that nobody needs to fear (splitmix64).

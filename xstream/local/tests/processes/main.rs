@@ -1,5 +1,8 @@
 //! An engine and many clients in processes of their own: some die, some freeze, some lie; the others must not notice, and
 //! the engine must end with what it began with.
+//!
+//! This program is also the client: run with a role in its environment it plays that part. The tests measure their process, so
+//! they run one at a time.
 
 #![allow(clippy::disallowed_methods, reason = "tests of a real backend, with real processes and real time")]
 
@@ -7,29 +10,37 @@ mod client;
 mod engine;
 
 use std::{
-    process::Child,
-    sync::Mutex,
+    process::{Child, ExitCode},
     time::{Duration, Instant},
 };
 
-use client::Dice;
-use daos_xstream::{Fabric, FabricError, PeerId, Sink};
+use client::{Dice, start};
+use daos_xstream::{Fabric, FabricError, PeerId, Sink, conformance::run_tests};
 use daos_xstream_local::{LocalFabric, LocalOptions, LocalServer};
 use engine::Engine;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// The tests measure their process: one at a time.
-static ALONE: Mutex<()> = Mutex::new(());
+const TESTS: &[(&str, fn())] = &[
+    ("five_hundred_clients_are_killed_under_load", five_hundred_clients_are_killed_under_load),
+    ("stopped_and_deaf_clients_hold_nobody_up", stopped_and_deaf_clients_hold_nobody_up),
+    ("clients_that_scribble_harm_only_themselves", clients_that_scribble_harm_only_themselves),
+    ("a_client_learns_at_once_that_its_engine_is_gone", a_client_learns_at_once_that_its_engine_is_gone),
+    (
+        "a_dead_engines_socket_is_replaced_and_a_live_ones_is_not",
+        a_dead_engines_socket_is_replaced_and_a_live_ones_is_not,
+    ),
+    (
+        "connections_that_say_nothing_or_nonsense_keep_nobody_out",
+        connections_that_say_nothing_or_nonsense_keep_nobody_out,
+    ),
+    ("an_engine_takes_no_more_clients_than_it_may", an_engine_takes_no_more_clients_than_it_may),
+];
 
-/// Not a test: the client processes run it.
-#[test]
-#[ignore = "a part for a client process"]
-fn client_process() {
-    client::play();
-}
-
-fn start(role: &str, engine: &Engine, seed: u64) -> Child {
-    client::start("client_process", role, &engine.path, seed)
+fn main() -> ExitCode {
+    if client::play() {
+        return ExitCode::SUCCESS;
+    }
+    run_tests(TESTS)
 }
 
 /// What this process holds.
@@ -82,9 +93,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_child(child), signal).unwrap();
 }
 
-#[test]
 fn five_hundred_clients_are_killed_under_load() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let mut dice = Dice(20);
@@ -92,7 +101,7 @@ fn five_hundred_clients_are_killed_under_load() {
     // The allocator's and the tables' own growth is not a leak.
     kill_clients(&engine, 20, &mut dice);
     let allocated = allocated_kilobytes();
-    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, seed)).collect();
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine.path, seed)).collect();
     kill_clients(&engine, 500, &mut dice);
     honest.into_iter().for_each(expect_success);
     let counters = engine.wait_until(|counters| counters.peers == 0);
@@ -120,7 +129,7 @@ fn kill_clients(engine: &Engine, count: u64, dice: &mut Dice) {
             let connected = engine.wait_until(|_| true).connected;
             let slowness = (1 + started / (connected + 1)).min(20) as u32;
             let life = Duration::from_micros(3000 + dice.below(40_000)) * slowness;
-            living.push((Instant::now() + life, start("victim", engine, 1000 + started)));
+            living.push((Instant::now() + life, start("victim", &engine.path, 1000 + started)));
         }
         living.retain_mut(|(end, child)| {
             let due = Instant::now() >= *end;
@@ -135,18 +144,16 @@ fn kill_clients(engine: &Engine, count: u64, dice: &mut Dice) {
     engine.wait_until(|counters| counters.peers <= 2);
 }
 
-#[test]
 fn stopped_and_deaf_clients_hold_nobody_up() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let before = holdings();
-    let mut bad: Vec<Child> = (0..4).map(|seed| start("victim", &engine, seed)).collect();
-    bad.extend((0..2).map(|seed| start("deaf", &engine, seed)));
+    let mut bad: Vec<Child> = (0..4).map(|seed| start("victim", &engine.path, seed)).collect();
+    bad.extend((0..2).map(|seed| start("deaf", &engine.path, seed)));
     std::thread::sleep(Duration::from_millis(300));
     bad.iter().for_each(|child| signal(child, Signal::STOP));
     let resident = resident_kilobytes();
-    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, 50 + seed)).collect();
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine.path, 50 + seed)).collect();
     honest.into_iter().for_each(expect_success);
     assert!(resident_kilobytes() < resident + 3 * 20_000, "a stopped client costs at most its own memory");
     for mut child in bad {
@@ -158,14 +165,12 @@ fn stopped_and_deaf_clients_hold_nobody_up() {
     engine.stop();
 }
 
-#[test]
 fn clients_that_scribble_harm_only_themselves() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let (before, allocated) = (holdings(), allocated_kilobytes());
-    let scribblers: Vec<Child> = (0..3).map(|seed| start("scribbler", &engine, 77 + seed)).collect();
-    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine, seed)).collect();
+    let scribblers: Vec<Child> = (0..3).map(|seed| start("scribbler", &engine.path, 77 + seed)).collect();
+    let honest: Vec<Child> = (0..2).map(|seed| start("honest", &engine.path, seed)).collect();
     honest.into_iter().for_each(expect_success);
     scribblers.into_iter().for_each(expect_success);
     let counters = engine.wait_until(|counters| counters.peers == 0);
@@ -187,9 +192,7 @@ impl Sink for Ends {
     }
 }
 
-#[test]
 fn a_client_learns_at_once_that_its_engine_is_gone() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let path = engine.path.clone();
@@ -212,9 +215,7 @@ fn a_client_learns_at_once_that_its_engine_is_gone() {
     engine.stop();
 }
 
-#[test]
 fn a_dead_engines_socket_is_replaced_and_a_live_ones_is_not() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("engine.sock");
     // A socket file without a process behind it, as SIGKILL leaves it.
@@ -230,9 +231,7 @@ fn a_dead_engines_socket_is_replaced_and_a_live_ones_is_not() {
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
-#[test]
 fn connections_that_say_nothing_or_nonsense_keep_nobody_out() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions::default());
     let before = holdings();
@@ -266,9 +265,7 @@ fn connections_that_say_nothing_or_nonsense_keep_nobody_out() {
     engine.stop();
 }
 
-#[test]
 fn an_engine_takes_no_more_clients_than_it_may() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let engine = Engine::start(folder.path(), LocalOptions { peers_max: 2, ..LocalOptions::default() });
     let clients: Vec<LocalFabric> = (0..3).map(|_| LocalFabric::client().unwrap()).collect();
