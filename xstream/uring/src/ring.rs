@@ -26,6 +26,9 @@ use daos_xstream::IoBuffer;
 use io_uring::{IoUring, opcode, squeue, types};
 use slab::Slab;
 
+#[cfg(test)]
+mod tests;
+
 /// Marks the user data of a poll on a descriptor; the rest is its index.
 const DESCRIPTOR: u64 = 1 << 63;
 
@@ -153,6 +156,9 @@ pub(crate) struct Ring {
     in_flight: Cell<u32>,
     in_flight_max: u32,
     counters: Cell<RingCounters>,
+    /// How often the kernel is short of something from now on: no test can make it so.
+    #[cfg(test)]
+    shortages: Cell<u32>,
 }
 
 impl Ring {
@@ -177,6 +183,8 @@ impl Ring {
             in_flight: Cell::new(0),
             in_flight_max,
             counters: Cell::default(),
+            #[cfg(test)]
+            shortages: Cell::default(),
         })
     }
 
@@ -257,14 +265,21 @@ impl Ring {
 
     fn enter(&self, uring: &IoUring) {
         self.count(|counters| counters.submissions += 1);
-        match uring.submit() {
+        match self.offer(|| uring.submit()) {
             Ok(_) => self.left_behind.set(false),
-            // The kernel is short of memory or of completion slots for now.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)) => {
-                self.left_behind.set(true);
-            }
+            Err(error) if is_temporary(&error) => self.left_behind.set(true),
             Err(error) => panic!("io_uring does not take submissions any more: {error}"),
         }
+    }
+
+    /// Enters the kernel, which takes what stands in the submission queue, or nothing.
+    fn offer(&self, enter: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(left) = self.shortages.get().checked_sub(1) {
+            self.shortages.set(left);
+            return Err(io::Error::from_raw_os_error(libc::EBUSY));
+        }
+        enter()
     }
 
     /// Takes what has completed, without a system call. Returns how many operations ended.
@@ -333,7 +348,10 @@ impl Ring {
             if unsafe { uring.submission().push(&entry) }.is_err() {
                 self.enter(&uring);
                 // SAFETY: as above.
-                unsafe { uring.submission().push(&entry) }.expect("room after a submission");
+                if unsafe { uring.submission().push(&entry) }.is_err() {
+                    // The kernel has left everything behind: nobody would wake the core, so it does not sleep.
+                    return;
+                }
             }
             watched.armed = true;
         }
@@ -342,13 +360,9 @@ impl Ring {
         if let Some(timespec) = &timespec {
             arguments = arguments.timespec(timespec);
         }
-        match uring.submitter().submit_with_args(1, &arguments) {
+        match self.offer(|| uring.submitter().submit_with_args(1, &arguments)) {
             Ok(_) => {}
-            Err(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
-                ) => {}
+            Err(error) if is_temporary(&error) || error.raw_os_error() == Some(libc::ETIME) => {}
             Err(error) => panic!("io_uring does not let the core sleep any more: {error}"),
         }
     }
@@ -359,8 +373,8 @@ impl Ring {
         while !self.is_idle() {
             self.submit();
             if self.in_flight.get() > 0 {
-                match self.uring.borrow().submitter().submit_and_wait(1) {
-                    Err(error) if error.raw_os_error() != Some(libc::EINTR) => {
+                match self.offer(|| self.uring.borrow().submitter().submit_and_wait(1)) {
+                    Err(error) if !is_temporary(&error) => {
                         panic!("io_uring does not give completions any more: {error}")
                     }
                     _ => {}
@@ -412,6 +426,12 @@ fn next_step(operation: &mut Operation, key: usize) -> Step {
         }
         code => Step::Ended(code.min(0)),
     }
+}
+
+/// Whether the kernel was only interrupted, or is short of memory or of completion slots for now. What it was offered stands in
+/// the submission queue still.
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR))
 }
 
 fn may_repeat(code: i32) -> bool {

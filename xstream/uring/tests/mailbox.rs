@@ -135,8 +135,9 @@ fn a_parked_core_is_woken_by_a_message() {
                 }
             }
             sleep(&env, Duration::from_millis(300)).await;
-            // Between messages it slept: this test would prove nothing otherwise.
-            assert!(env.counters().parks >= 50, "parked {} times", env.counters().parks);
+            // Between messages it slept, unless others kept the processor for so long that several came at once: this test would
+            // prove nothing otherwise.
+            assert!(env.counters().parks >= 10, "parked {} times", env.counters().parks);
             // It has no timer of its own until now that would have woken it every millisecond.
         }
     });
