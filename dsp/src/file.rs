@@ -7,7 +7,7 @@ use std::{
 
 use daos_dsr::client::{ARRAY_BYTES_MAX, Array, Document, Fetched, Record};
 use daos_types::ObjectId;
-use daos_xstream::{IoBuffer, both};
+use daos_xstream::{IoBuffer, both, sync::Semaphore};
 
 use crate::{
     Directory, FileType, FsError, Inode,
@@ -47,6 +47,8 @@ pub(crate) struct OpenFile<T> {
     writes: Cell<usize>,
     /// One more than the highest offset written to the array through this handle and not yet stored as size.
     end: Cell<u64>,
+    /// Who appends, does it alone: he must know where the file ends until he has written there.
+    appending: Rc<Semaphore>,
 }
 
 /// A write to the array, from before it looks at [`OpenFile::writing`] until it has noted how far it reached.
@@ -105,6 +107,7 @@ impl<T: Store> File<T> {
             writing: Cell::new(false),
             writes: Cell::new(0),
             end: Cell::new(0),
+            appending: Semaphore::new(1),
         });
         shared.open_files.borrow_mut().insert(key, Rc::downgrade(&open));
         Ok(Self(open))
@@ -236,6 +239,18 @@ impl<T: Store> File<T> {
             Ok(()) => Ok(data),
             Err(error) => Err((data, error)),
         }
+    }
+
+    /// Writes the buffer's bytes in use where the file ends, gives the buffer back, and tells where that was. No two appends of
+    /// one mount write to the same place, whichever handles of the file they use; if one fails, the next may leave a gap.
+    pub async fn append(&self, data: IoBuffer) -> (IoBuffer, Result<u64, FsError>) {
+        let _one = self.0.appending.acquire().await;
+        let offset = match self.size().await {
+            Ok(offset) => offset,
+            Err(error) => return (data, Err(error)),
+        };
+        let (data, written) = self.write(offset, data).await;
+        (data, written.map(|()| offset))
     }
 
     /// Writes beyond the first block of a file that was made with its final size: nothing is noted about the size.

@@ -9,7 +9,7 @@ use std::{
 
 use common::{attributes, block_on, dump, new_fs, options};
 use daos_dsp::{Fs, FsError, Options};
-use daos_xstream::both;
+use daos_xstream::{both, join_all};
 
 /// Two writes to one first block, of which a sync puts one into the next epoch.
 #[test]
@@ -162,4 +162,39 @@ fn a_rename_that_is_given_up_half_way_is_not_committed() {
         }
     }
     assert!(refused > 10 && nothing > 10, "{refused} half-way, {nothing} before");
+}
+
+/// Appends that ran together would have written over each other: each of them asked for the size, and got the same.
+#[test]
+fn appends_of_many_handles_follow_each_other() {
+    for seed in 0..50 {
+        let (_, fs) = new_fs(2, seed);
+        block_on(fs.create("/log", attributes())).unwrap();
+        // Across the end of the first block, and beyond.
+        let lengths: Vec<usize> = (1..=20).map(|number| number * 70).collect();
+        let append = |length: &usize| {
+            let (fs, length) = (fs.clone(), *length);
+            async move {
+                let file = fs.open("/log").await?;
+                let record = daos_xstream::IoBuffer::copy_of(&vec![(length / 70) as u8; length]);
+                let (_, appended) = file.append(record).await;
+                let offset = appended?;
+                file.close().await?;
+                Ok::<_, FsError>((offset as usize, length))
+            }
+        };
+        let sync = async { fs.sync().await.map(|_| (0, 0)) };
+        let (appended, synced) = block_on(both(join_all(lengths.iter().map(append)), sync));
+        synced.unwrap();
+        let mut places: Vec<_> = appended.into_iter().map(|place| place.expect("appended")).collect();
+        places.sort_unstable();
+        let bytes = block_on(fs.read_file("/log")).unwrap();
+        let mut end = 0;
+        for (offset, length) in places {
+            assert_eq!(offset, end, "seed {seed}");
+            end += length;
+            assert!(bytes[offset..end].iter().all(|byte| usize::from(*byte) == length / 70), "seed {seed}");
+        }
+        assert_eq!(bytes.len(), end, "seed {seed}");
+    }
 }
