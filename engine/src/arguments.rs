@@ -14,11 +14,12 @@ use crate::config::{Config, ConfigError, Fabrics, ScrubMode};
 #[command(
     name = "daos_engine",
     version,
+    group(clap::ArgGroup::new("kind").required(true).args(["dev", "config"])),
     after_help = "Try: daos_engine --dev --dir /var/tmp/daos\n     DAOS_DIR=/var/tmp/daos dmg pool create --size 1G mypool"
 )]
 pub struct Arguments {
     /// Run a development engine.
-    #[arg(long, conflicts_with = "config", required_unless_present = "config")]
+    #[arg(long, conflicts_with = "config")]
     pub dev: bool,
     /// Folder of a development engine.
     #[arg(long, env = "DAOS_DIR", default_value = "/var/tmp/daos", conflicts_with = "config")]

@@ -29,7 +29,7 @@ pub(super) async fn start<E: Env, T: Store>(
     to: &Path,
     directories: &mut Vec<(PathBuf, Inode)>,
 ) -> Result<(), CopyError> {
-    let failed = |error| container(to, error);
+    let failed = |error| container(Path::new(OsStr::from_bytes(from)), error);
     let inode = job.fs.stat(from).await.map_err(failed)?;
     if inode.file_type == FileType::Directory {
         let directory = job.fs.open_directory(from).await.map_err(failed)?;
@@ -40,10 +40,10 @@ pub(super) async fn start<E: Env, T: Store>(
         directories.push((to.to_owned(), inode));
         return export_tree(job, directory, to, directories).await;
     }
-    let from = from.strip_suffix(b"/").unwrap_or(from);
-    let (parent, name) = match from.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&from[..slash + 1], &from[slash + 1..]),
-        None => (&b"/"[..], from),
+    let entry = from.strip_suffix(b"/").unwrap_or(from);
+    let (parent, name) = match entry.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&entry[..slash + 1], &entry[slash + 1..]),
+        None => (&b"/"[..], entry),
     };
     let parent = job.fs.open_directory(parent).await.map_err(failed)?;
     export_entry(job, parent, name.to_vec(), to.to_owned(), Links::Follow).await.map(drop)

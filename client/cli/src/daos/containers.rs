@@ -83,7 +83,7 @@ pub async fn list(client: &Client, pool_name: &str) -> Result<Answer, Failure> {
 async fn query(opened: &Opened) -> Result<Answer, Failure> {
     let reply = opened.container.handle().query().await.map_err(daos::DaosError::from)?;
     let layout = match reply.properties.layout.as_str() {
-        "" => "unknown",
+        "" => "none (made without --type)",
         layout => layout,
     };
     let text = format!(

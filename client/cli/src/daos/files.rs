@@ -205,9 +205,28 @@ fn long_row(inode: &Inode, name: String) -> Vec<String> {
         inode.uid.to_string(),
         inode.gid.to_string(),
         inode.size.to_string(),
-        format!("@{seconds}"),
+        utc(seconds),
         name,
     ]
+}
+
+/// A time, in seconds since 1970, as people read it.
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // The Gregorian calendar repeats every 400 years of 146,097 days. Counted from a first of March, the day that some years do
+    // not have comes last, and months have 153 days in five (H. Hinnant, "chrono-compatible low-level date algorithms").
+    let since_march = days + 719_468;
+    let (cycle, day) = (since_march / 146_097, since_march % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = match month {
+        0..10 => (cycle * 400 + year, month + 3),
+        _ => (cycle * 400 + year + 1, month - 9),
+    };
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
 fn attributes(inode: &Inode, name: &str) -> serde_json::Value {
@@ -226,6 +245,24 @@ fn attributes(inode: &Inode, name: &str) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_told_as_the_calendar_has_them() {
+        // What `date -u` prints.
+        for (seconds, told) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (951_868_800, "2000-03-01T00:00:00Z"),
+            (1_744_747_158, "2025-04-15T19:59:18Z"),
+            (1_798_761_599, "2026-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+            (u64::MAX / 1_000_000_000, "2554-07-21T23:34:33Z"),
+        ] {
+            assert_eq!(utc(seconds), told);
+        }
+    }
 
     #[test]
     fn places_in_containers_are_read() {

@@ -185,7 +185,7 @@ fn object_id(text: &str, object_type: ObjectType) -> Result<ObjectId, Failure> {
         return Ok(ObjectId::new(object_type, KeyOrder::Hashed, KeyOrder::Hashed, class::SX, (0, 0, number)));
     }
     let id: ObjectId = text.parse().map_err(|error: ParseError| {
-        Failure::new(22, format!("{text:?} is no object: {error}; write HIGH.MIDDLE.LOW, or a number N"))
+        Failure::new(22, format!("{error}; a plain number N stands for the N-th object of this type"))
     })?;
     if id.object_type() != object_type {
         let what =
