@@ -14,7 +14,9 @@ type World = UringEnv<NoFabric>;
 
 /// The longest that a task may hold a core.
 const SLICE_NS_MAX: u64 = 2_000_000;
-const RUNS: usize = 5;
+const RUNS: usize = 3;
+/// Bytes of values: enough for batches of a checkpoint as large as they get.
+const ARENA_BYTES: u64 = 256 << 20;
 
 fn in_the_real_world<R, F>(task: impl Fn(World) -> F + Send + Sync + 'static) -> R
 where
@@ -44,7 +46,7 @@ fn a_checkpoint_gives_the_core_back() {
     let runs = in_the_real_world(|world| async move {
         let mut runs = Vec::new();
         for _ in 0..RUNS {
-            runs.push(slices::of_checkpoints(&world, 64 << 20).await);
+            runs.push(slices::of_checkpoints(&world, ARENA_BYTES).await);
         }
         runs
     });

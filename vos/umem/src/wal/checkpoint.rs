@@ -59,6 +59,8 @@ async fn pass<E: Env>(wal: &Wal<E>, image: &mut Image<File<E>>) -> Result<(), St
     loop {
         let batch = fill(wal, image, &mut next_page).await;
         if batch.is_empty() {
+            // The next pass would begin with a fresh one.
+            image.give_back(batch);
             break;
         }
         // Whatever the copies contain was sealed by now.

@@ -127,7 +127,7 @@ pub(crate) struct Image<F> {
     pub geometry: Geometry,
     pub super_block: SuperBlock,
     checksums: Vec<u32>,
-    /// The buffer of the last batch. Touching fresh memory for each would take as long as copying the pages.
+    /// The buffer of the last batch. A fresh one is cleared first, in one piece, and takes a page fault for each block: 1.5 ms.
     spare: Option<IoBuffer>,
     /// Blocks that count instead of what is at home: those of a batch that is not to be written (inspection).
     overlay: BTreeMap<u64, Vec<u8>>,
@@ -146,6 +146,11 @@ impl<F: MediaFile> Image<F> {
         let mut buffer = self.spare.take().unwrap_or_else(|| IoBuffer::zeroed(bytes));
         buffer.set_len(bytes);
         Batch { buffer, entries: Vec::new(), table_blocks: Vec::new() }
+    }
+
+    /// Takes a batch back that nothing came into.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.spare = Some(batch.buffer);
     }
 
     /// Whether the batch has room for another page and its checksum.
