@@ -7,7 +7,7 @@ use daos_dsm::{
     client::{
         Caller, ClientConfig, ContainerHandle, DsmError, OpenOptions, PoolHandle, PoolSpec, Service, new_uuid,
     },
-    epochs::{EPOCH_LAST, EpochState},
+    epochs::EpochState,
     rpc::control::{
         ContainerEntry, ContainerProperties, Label, Name, PoolEntry, PoolQueryReply, StorageReply,
     },
@@ -423,11 +423,14 @@ impl<E: Env> Container<E> {
     /// earlier one was held, what was written below `epoch` and not committed is given up; file systems that were mounted
     /// before must be mounted again then.
     pub async fn hold(&self, epoch: Epoch) -> Result<Epoch, DaosError> {
-        let _given_up = match self.handle.held() < epoch {
+        let giving_up = match self.handle.held() < epoch {
             true => Some(self.automatic.give_up().await),
             false => None,
         };
         let held = self.handle.hold(epoch).await?.lhe;
+        if let Some(giving_up) = giving_up {
+            giving_up.done(epoch);
+        }
         self.automatic.begin_at(held);
         Ok(held)
     }
@@ -435,26 +438,18 @@ impl<E: Env> Container<E> {
     /// Returns once everything written up to `epoch` survives any crash. Waits for the automatic writes that are under way
     /// there, so that a [`commit`](Self::commit) takes none of them by half.
     pub async fn flush(&self, epoch: Epoch) -> Result<(), DaosError> {
-        self.close_epochs(epoch).await;
+        self.automatic.close(epoch).await;
         self.handle.flush(epoch).await?;
         Ok(())
     }
 
     /// Commits everything up to `epoch`, which was flushed; the epochs after it stay held.
     pub async fn commit(&self, epoch: Epoch) -> Result<(), DaosError> {
-        self.close_epochs(epoch).await;
+        self.automatic.close(epoch).await;
         self.automatic.check_whole(epoch)?;
         let lhe = self.handle.commit(epoch).await?.lhe;
         self.automatic.begin_at(lhe);
         Ok(())
-    }
-
-    /// Automatic writes go beyond `epoch` from now on, and those before it are over.
-    async fn close_epochs(&self, epoch: Epoch) {
-        // Nothing can be committed beyond the last epoch, so nobody has to wait.
-        if epoch <= EPOCH_LAST {
-            self.automatic.close(epoch).await;
-        }
     }
 
     /// Forgets everything that was written through this handle and not committed; it can be written again. File systems that
@@ -464,8 +459,9 @@ impl<E: Env> Container<E> {
     }
 
     pub(crate) async fn discard_uncommitted(&self) -> Result<(), DsmError> {
-        let _given_up = self.automatic.give_up().await;
+        let giving_up = self.automatic.give_up().await;
         self.handle.discard(EpochRange { low: Epoch::ZERO, high: Epoch::MAX }).await?;
+        giving_up.done(Epoch::MAX);
         Ok(())
     }
 
@@ -511,6 +507,7 @@ impl<E: Env> Container<E> {
     /// Epoch of a write, which lasts as long as this is kept.
     pub(crate) async fn turn(&self, at: At) -> Result<Turn, DaosError> {
         if let At::Epoch(epoch) = at {
+            self.automatic.note_chosen(epoch);
             return Ok(Turn::Chosen(epoch));
         }
         self.automatic.begin(&self.objects).await?;

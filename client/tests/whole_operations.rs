@@ -18,7 +18,10 @@ use std::{
 };
 
 use common::{Cluster, open};
-use daos::{At, Container, DaosError, Epoch, Fetched, Fs, FsError, ObjectType, Objects, fs::Attributes};
+use daos::{
+    At, ClientConfig, Container, DaosError, Epoch, Fetched, Fs, FsError, Identity, ObjectType, Objects,
+    fs::Attributes,
+};
 use daos_xstream::{Clock, Env};
 use daos_xstream_sim::{Loss, SimEnv};
 
@@ -202,6 +205,135 @@ fn an_automatic_write_after_a_hold_is_the_newest() {
         assert_eq!(kv.get(epoch, b"key").await.unwrap(), newest);
         container.close().await.unwrap();
     });
+}
+
+/// Changes of two steps, of which the first is not answered in time.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Rename,
+    Truncate,
+}
+
+impl Change {
+    /// What is there before and after.
+    fn states(self) -> [Vec<(&'static str, usize)>; 2] {
+        match self {
+            Self::Rename => [vec![("/new", 1), ("/old", 20_000)], vec![("/new", 20_000)]],
+            Self::Truncate => [vec![("/old", 20_000)], vec![("/old", 100)]],
+        }
+    }
+
+    async fn make(self, fs: &Mounted) -> Result<(), FsError> {
+        match self {
+            Self::Rename => fs.rename("/old", "/new").await,
+            Self::Truncate => fs.truncate("/old", 100).await,
+        }
+    }
+}
+
+/// Cuts the network in the midst of a change until the client has lost its patience, then heals it, so that what was under way
+/// arrives after all, and lets the client sync. Returns how often the sync was refused, and how often not though the change was.
+fn lose_patience_at_every_step(seed: u64, change: Change) -> (u32, u32) {
+    let cluster = Cluster::new(seed);
+    cluster.make();
+    let (mut refused, mut synced) = (0, 0);
+    for steps in 0.. {
+        assert!(steps < 200, "a change of so many steps");
+        let (cut, failed, healed) =
+            (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let outcome = Rc::new(Cell::new(None));
+        let seen = (cut.clone(), failed.clone(), healed.clone(), outcome.clone());
+        let mut config = ClientConfig::new(Identity { uid: 1000, gid: 1000 });
+        config.call_timeout = Duration::from_millis(20);
+        let node = cluster.start_client_with(config, move |client| async move {
+            let fs = open(&client, "tree").await.mount().await.unwrap();
+            for name in ["/old", "/new"] {
+                let _ = fs.unlink(name).await;
+            }
+            for (name, bytes) in change.states()[0].iter() {
+                write(&fs, name, &vec![7; *bytes]).await;
+            }
+            fs.sync().await.unwrap();
+            let made = {
+                let mut made = pin!(change.make(&fs));
+                let mut polls = 0;
+                poll_fn(|context| {
+                    if polls == steps {
+                        cut.set(true);
+                    }
+                    polls += 1;
+                    made.as_mut().poll(context)
+                })
+                .await
+            };
+            let was_cut = cut.replace(true);
+            failed.set(true);
+            while !healed.get() {
+                let soon = client.env().clock().now() + Duration::from_millis(1);
+                client.env().clock().sleep_until(soon).await;
+            }
+            let result = match fs.sync().await {
+                Ok(_) => Some(true),
+                Err(FsError::HalfDone(_)) => Some(false),
+                Err(error) => panic!("seed {seed}, {change:?} after {steps} steps: {error}"),
+            };
+            outcome.set(Some((was_cut, made.is_ok(), result)));
+            std::future::pending::<()>().await;
+        });
+        let minute = Duration::from_secs(60);
+        cluster.sim.run_until(minute, || seen.0.get()).expect("the change begins");
+        cluster.sim.run_for(Duration::from_nanos(cluster.sim.choose(30_000))).unwrap();
+        cluster.sim.partition(&node, &cluster.engine);
+        cluster.sim.run_until(minute, || seen.1.get()).expect("patience ends");
+        cluster.sim.heal(&node, &cluster.engine);
+        seen.2.set(true);
+        cluster.sim.run_until(minute, || seen.3.get().is_some()).expect("the sync ends");
+        node.kill(Loss::Power);
+        let (was_cut, made, result) = seen.3.get().expect("it has ended");
+        let found = cluster.run(move |client| async move {
+            client.pool_evict("tank", None).await.unwrap();
+            let container = open(&client, "tree").await;
+            let committed =
+                container.mount_at(container.epochs().await.unwrap().container_hce).await.unwrap();
+            let mut found = Vec::new();
+            for name in ["/new", "/old"] {
+                if let Some(bytes) = content(&committed, name).await {
+                    assert!(bytes.iter().all(|byte| *byte == 7), "{name} has lost bytes");
+                    found.push((name, bytes.len()));
+                }
+            }
+            container.close().await.unwrap();
+            found
+        });
+        let [before, after] = change.states();
+        let what = format!("seed {seed}, {change:?} after {steps} steps: made {made}, synced {result:?}");
+        match (made, result) {
+            (true, Some(true)) => assert_eq!(found, after, "{what}"),
+            (_, Some(false)) => assert_eq!(found, before, "{what}"),
+            _ => assert!(found == before || found == after, "{what}: {found:?}"),
+        }
+        refused += u32::from(result == Some(false));
+        synced += u32::from(!made && result == Some(true));
+        if !was_cut {
+            break;
+        }
+    }
+    (refused, synced)
+}
+
+/// The first step of a rename was carried out, and its answer was lost: the rename counted as refused, and the next sync
+/// committed the file under both names.
+#[test]
+fn a_change_whose_first_step_was_not_answered_is_committed_whole_or_not_at_all() {
+    for change in [Change::Rename, Change::Truncate] {
+        let (mut refused, mut synced) = (0, 0);
+        for seed in 1..=10 {
+            let counts = lose_patience_at_every_step(seed, change);
+            refused += counts.0;
+            synced += counts.1;
+        }
+        assert!(refused > 10 && synced > 10, "{change:?}: {refused} syncs refused, {synced} not");
+    }
 }
 
 /// What a mount has written can be given up under it, by a hold of a later epoch or a discard. A sync of it must not say then

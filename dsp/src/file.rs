@@ -415,7 +415,10 @@ pub(crate) async fn truncate<T: Store>(
     let document: &Document<T> = &parent.document;
     let first_block = shared.first_block();
     let current = parent.exact(inode.clone()).await?.size;
-    if size < current && (inode.writing || current > first_block) {
+    let cuts_array = size < current && (inode.writing || current > first_block);
+    // Half of it would be a file of the old size whose end is gone.
+    let steps = cuts_array.then(|| turn.begin_steps(format!("truncating {}", shown(name))));
+    if cuts_array {
         let array = Array::open(&shared.targets, inode.object)?;
         array.punch_range(turn.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
     }
@@ -431,5 +434,9 @@ pub(crate) async fn truncate<T: Store>(
     if let Some(open) = open {
         open.end.set(open.end.get().min(size));
     }
-    Ok(document.update(turn.epoch(), name, &records).await?)
+    document.update(turn.epoch(), name, &records).await?;
+    if let Some(steps) = steps {
+        steps.end();
+    }
+    Ok(())
 }

@@ -87,12 +87,14 @@ pub(crate) async fn rename<T: Store>(from: Walked<T>, to: Walked<T>) -> Result<b
         from.parent.change(&turn, async { Ok(()) }).await?;
         let steps = turn.begin_steps(format!("moving {} to {}", shown(from_name), shown(to_name)));
         let written = write_over(&to.parent, to_name, &entry, &in_the_way, epoch).await;
-        // A refusal has changed nothing; any other error leaves open what has happened.
-        if let Err(Step::First(DsrError::Target { .. })) = &written {
-            steps.end();
-            return written.map(|()| true).map_err(FsError::from);
+        match written {
+            Ok(()) => {}
+            Err(Step::First(error)) if error.nothing_changed() => {
+                steps.end();
+                return Err(error.into());
+            }
+            Err(step) => return Err(step.into()),
         }
-        written?;
         from.parent.document.remove_dkey(epoch, from_name).await?;
         steps.end();
         // What fails from here on leaves unused data behind; the rename has happened, and an open file goes with its name.

@@ -125,7 +125,7 @@ impl MemoryTargets {
         let current = self.placement.borrow().map_version();
         if at.map_version != current {
             let message = format!("map version {} is not {current}", at.map_version);
-            return Err(DsrError::Target { status: 1, message });
+            return Err(DsrError::Target { status: 1, message, in_doubt: false });
         }
         Ok(())
     }
@@ -134,7 +134,7 @@ impl MemoryTargets {
         self.begin(at).await?;
         if epoch <= self.committed.get() {
             let message = format!("epoch {epoch} is committed and cannot be written");
-            return Err(DsrError::Target { status: 1, message });
+            return Err(DsrError::Target { status: 1, message, in_doubt: false });
         }
         Ok(())
     }
@@ -244,7 +244,7 @@ impl TargetObjects for MemoryTargets {
         self.begin_change(at, epoch).await?;
         if self.full.get() {
             let status = daos_xstream::rpc::Status::NO_SPACE.0;
-            return Err(DsrError::Target { status, message: "no space".to_owned() });
+            return Err(DsrError::Target { status, message: "no space".to_owned(), in_doubt: false });
         }
         let dkey = dkey.unwrap_or_default();
         self.with(at, |stored| {

@@ -243,7 +243,7 @@ fn value(number: u32) -> (Vec<u8>, Vec<u8>) {
 
 fn of_object(error: DsrError) -> DsmError {
     match error {
-        DsrError::Target { status, message } => DsmError::Refused { status: Status(status), message },
+        DsrError::Target { status, message, .. } => DsmError::Refused { status: Status(status), message },
         other => DsmError::Invalid(other.to_string()),
     }
 }

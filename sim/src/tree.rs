@@ -90,7 +90,7 @@ impl User {
             Ok(handle) => {
                 match self.use_handle(&handle).await {
                     Ok(()) | Err(FsError::Storage(DsrError::StaleMap { .. })) => {}
-                    Err(FsError::Storage(DsrError::Target { status, message })) => {
+                    Err(FsError::Storage(DsrError::Target { status, message, .. })) => {
                         self.refused("a call", Status(status), &message);
                     }
                     Err(other) => self.violate(format!("a mount ends with: {other}")),

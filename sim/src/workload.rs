@@ -359,7 +359,7 @@ impl Session {
 
     pub fn dsr_trouble(&self, what: &str, error: &DsrError) -> Trouble {
         match error {
-            DsrError::Target { status, message } => self.trouble(what, Status(*status), message),
+            DsrError::Target { status, message, .. } => self.trouble(what, Status(*status), message),
             other => self.trouble(what, Status::INTERNAL, &other.to_string()),
         }
     }

@@ -67,14 +67,22 @@ impl Cluster {
         &self,
         task: impl FnOnce(Client<SimEnv>) -> F + 'static,
     ) -> Node {
+        self.start_client_with(ClientConfig::new(Identity { uid: 1000, gid: 1000 }), task)
+    }
+
+    /// The same, of a client with this patience.
+    pub fn start_client_with<F: Future<Output = ()> + 'static>(
+        &self,
+        config: ClientConfig,
+        task: impl FnOnce(Client<SimEnv>) -> F + 'static,
+    ) -> Node {
         let node = self.sim.add_node(1);
         let address = self.engine.address(0);
         let task = Cell::new(Some(task));
         node.start(move |env| {
             let endpoint = Endpoint::new(&env, EndpointConfig::default());
-            let config = ClientConfig::new(Identity { uid: 1000, gid: 1000 });
             let task = task.take().expect("a client has one core");
-            task(Client::with_endpoint(endpoint, config, vec![address.clone()]))
+            task(Client::with_endpoint(endpoint, config.clone(), vec![address.clone()]))
         });
         node
     }

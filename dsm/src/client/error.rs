@@ -19,6 +19,15 @@ pub enum DsmError {
         /// What it said.
         message: String,
     },
+    /// A target refused a change, but an earlier attempt was not answered, and may have been carried out or still be. A retry is
+    /// safe.
+    #[error("{status}{}{message}; an attempt before was not answered", if .message.is_empty() { "" } else { ": " })]
+    RefusedLate {
+        /// Why.
+        status: Status,
+        /// What it said.
+        message: String,
+    },
     /// The request was made with an old pool map. Nothing changed; the handle has the new one now: compute again where
     /// to ask, and repeat.
     #[error("the pool map has changed, to version {version}")]
@@ -50,13 +59,34 @@ impl DsmError {
     /// The status that says the same.
     pub fn status(&self) -> Status {
         match self {
-            Self::Refused { status, .. } => *status,
+            Self::Refused { status, .. } | Self::RefusedLate { status, .. } => *status,
             Self::StaleMap { .. } => Status::STALE_MAP,
             Self::TimedOut { .. } => Status::TIMED_OUT,
             Self::Interrupted => Status::INTERRUPTED,
             Self::Invalid(_) => Status::INVALID,
             Self::BadChecksum => Status::BAD_CHECKSUM,
             Self::BadReply(_) => Status::BAD_PROTOCOL,
+        }
+    }
+
+    /// Whether the request has surely changed nothing.
+    pub fn nothing_changed(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => status.nothing_changed(),
+            Self::StaleMap { .. } | Self::Invalid(_) => true,
+            Self::RefusedLate { .. }
+            | Self::TimedOut { .. }
+            | Self::Interrupted
+            | Self::BadChecksum
+            | Self::BadReply(_) => false,
+        }
+    }
+
+    /// The same, when an earlier attempt was not answered.
+    pub(super) fn late(self) -> Self {
+        match self {
+            Self::Refused { status, message } => Self::RefusedLate { status, message },
+            other => other,
         }
     }
 

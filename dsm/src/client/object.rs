@@ -323,6 +323,8 @@ impl<E: Env> ObjectIo<E> {
     ) -> (Option<IoBuffer>, Result<Reply, DsmError>) {
         let mut body = self.shared.scratch.borrow_mut().pop().unwrap_or_default();
         let mut patience = self.container.caller().patience();
+        // An attempt may have been carried out, or still be.
+        let mut in_doubt = false;
         let result = loop {
             let timeout = patience.attempt();
             let error = match self.attempt(at, procedure, &mut bulk, &encode, &mut body, timeout).await {
@@ -344,6 +346,7 @@ impl<E: Env> ObjectIo<E> {
                 Verdict::Reconnect => self.forget(at.ordinal),
                 Verdict::Final => break Err(DsmError::from_rpc(error)),
             }
+            in_doubt |= !error.nothing_changed();
             // The map is looked at before the next attempt: it may say that the target is out.
             if self.shared.lost.get()
                 && let Err(error) = self.look_around(at).await
@@ -356,6 +359,7 @@ impl<E: Env> ObjectIo<E> {
         };
         body.clear();
         self.shared.scratch.borrow_mut().push(body);
+        let result = result.map_err(|error| if in_doubt { error.late() } else { error });
         (bulk.map(|(buffer, _)| buffer), result)
     }
 

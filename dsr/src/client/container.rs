@@ -68,7 +68,11 @@ impl From<DsmError> for DsrError {
     fn from(error: DsmError) -> Self {
         match error {
             DsmError::StaleMap { version } => Self::StaleMap { version },
-            other => Self::Target { status: other.status().0, message: other.to_string() },
+            other => Self::Target {
+                status: other.status().0,
+                message: other.to_string(),
+                in_doubt: !other.nothing_changed(),
+            },
         }
     }
 }

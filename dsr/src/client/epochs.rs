@@ -7,9 +7,11 @@
 //!   a call that touches several shards could be committed. So whoever writes through a container handle without choosing
 //!   epochs shares the [`Epochs`] of that handle: objects, and every file system that is mounted from it.
 //! * Nobody waits for a lock while he holds a ticket under which he has written: a sync never waits for one who waits.
-//! * The epoch of new calls goes back only after everything that was written and not committed has been given up: a later call
-//!   would be hidden by an earlier one.
-//! * No epoch is committed that holds a call which ended half-way.
+//! * The epoch of new calls goes back only after everything that was written and not committed has been given up, and that
+//!   has been answered: a later call would be hidden by an earlier one.
+//! * No epoch is committed that holds a call which said that it ended half-way ([`Ticket::note_half_done`]), until that epoch
+//!   has been given up.
+//! * Epochs move on because somebody writes or commits there, never because somebody names one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,6 +30,12 @@ use super::{ContainerEpochs, DsrError};
 /// The epochs of one container handle, for calls that do not choose theirs.
 pub struct Epochs {
     current: Cell<Epoch>,
+    /// The first epoch beyond all that calls have written into and that was not given up.
+    reached: Cell<Epoch>,
+    /// The latest epoch that a caller has chosen himself.
+    chosen: Cell<Epoch>,
+    /// While something is being given up: what calls may write into at the earliest, as others have learned meanwhile.
+    giving_up: Cell<Option<Epoch>>,
     /// Epochs with tickets, and how many each has; ascending. Not a map: a call after another must not allocate.
     under_way: RefCell<VecDeque<(Epoch, usize)>>,
     ended: Notify,
@@ -51,6 +59,9 @@ impl Epochs {
     pub fn new(held: Epoch) -> Rc<Self> {
         Rc::new(Self {
             current: Cell::new(held),
+            reached: Cell::new(Epoch::ZERO),
+            chosen: Cell::new(Epoch::ZERO),
+            giving_up: Cell::new(None),
             under_way: RefCell::default(),
             ended: Notify::new(),
             exclusive: Semaphore::new(1),
@@ -87,17 +98,27 @@ impl Epochs {
         Ok(())
     }
 
-    /// Lets new calls write into `epoch`, unless they do so into a later one: it is held.
+    /// Lets new calls write into `epoch`, unless they do so into a later one: it is held. While something is being given up,
+    /// that waits for its end.
     pub fn begin_at(&self, epoch: Epoch) {
-        let current = self.current.get();
+        if let Some(earliest) = self.giving_up.get() {
+            return self.giving_up.set(Some(earliest.max(epoch)));
+        }
+        let (current, epoch) = (self.current.get(), epoch.max(self.reached.get()));
         if current == Epoch::MAX || current < epoch {
             self.current.set(epoch);
         }
     }
 
+    /// Notes that a caller writes into an epoch of his own choice.
+    pub fn note_chosen(&self, epoch: Epoch) {
+        self.chosen.set(self.chosen.get().max(epoch));
+    }
+
     /// The right to write into the current epoch.
     pub fn ticket(self: &Rc<Self>) -> Ticket {
         let epoch = self.current.get();
+        self.reached.set(self.reached.get().max(epoch.next()));
         let mut under_way = self.under_way.borrow_mut();
         match under_way.binary_search_by_key(&epoch, |(epoch, _)| *epoch) {
             Ok(place) => under_way[place].1 += 1,
@@ -115,11 +136,11 @@ impl Epochs {
     }
 
     /// Waits until no call writes into `epoch` or an earlier one any more, and lets none begin to: what is committed up to
-    /// here are whole calls.
+    /// here are whole calls. New calls go beyond `epoch` as far as anything was written: naming a late epoch moves nobody there.
     pub async fn close(&self, epoch: Epoch) {
         let current = self.current.get();
         if current != Epoch::MAX && current <= epoch {
-            self.current.set(epoch.next());
+            self.current.set(epoch.min(current.max(self.chosen.get())).next());
         }
         while self.under_way.borrow().front().is_some_and(|(first, _)| *first <= epoch) {
             self.ended.notified().await;
@@ -171,14 +192,49 @@ impl Epochs {
     }
 
     /// Everything that is not committed is about to be discarded, or some of it. Waits for the calls under way; those to come
-    /// wait until the permit is dropped, and then hold what can be held first.
-    pub async fn give_up(&self) -> Permit {
+    /// wait until the answer is known, and then hold what can be held first. Tell the answer by [`GivingUp::done`].
+    pub async fn give_up(self: &Rc<Self>) -> GivingUp {
         let permit = self.exclusive.acquire().await;
         self.given_up.set(self.given_up.get() + 1);
-        self.current.set(Epoch::MAX);
-        self.close(Epoch::MAX).await;
-        *self.half_done.borrow_mut() = None;
-        permit
+        self.giving_up.set(Some(Epoch::ZERO));
+        let giving_up =
+            GivingUp { epochs: self.clone(), before: self.current.replace(Epoch::MAX), _permit: permit };
+        while !self.under_way.borrow().is_empty() {
+            self.ended.notified().await;
+        }
+        giving_up
+    }
+}
+
+/// Somebody is giving up what was written and not committed. Dropped without [`done`](Self::done), when whether that was done is
+/// unknown, new calls go on after all that was written.
+#[must_use = "calls wait until it is dropped"]
+pub struct GivingUp {
+    epochs: Rc<Epochs>,
+    /// The epoch of new calls before.
+    before: Epoch,
+    _permit: Permit,
+}
+
+impl GivingUp {
+    /// What was written below `below` and not committed is given up: everything if that is [`Epoch::MAX`].
+    pub fn done(mut self, below: Epoch) {
+        let epochs = &self.epochs;
+        epochs.half_done.borrow_mut().take_if(|(first, _)| *first < below);
+        if below == Epoch::MAX {
+            epochs.reached.set(Epoch::ZERO);
+            epochs.chosen.set(Epoch::ZERO);
+        }
+        self.before = Epoch::MAX;
+    }
+}
+
+impl Drop for GivingUp {
+    fn drop(&mut self) {
+        let earliest = self.epochs.giving_up.take().unwrap_or(Epoch::ZERO);
+        if self.before != Epoch::MAX {
+            self.epochs.current.set(self.before.max(earliest));
+        }
     }
 }
 
@@ -237,8 +293,12 @@ mod tests {
         // What is asked for is closed to those who come.
         assert_eq!(epochs.current(), Epoch(7));
         drop(later);
-        assert!(is_closed(&epochs, 9));
-        assert_eq!(epochs.ticket().epoch(), Epoch(10));
+        // Where nobody has written nobody is moved to: the last epoch, named by mistake, would be the end of all writing.
+        assert!(is_closed(&epochs, 1 << 40));
+        assert_eq!(epochs.ticket().epoch(), Epoch(8));
+        epochs.note_chosen(Epoch(12));
+        assert!(is_closed(&epochs, 10));
+        assert_eq!(epochs.ticket().epoch(), Epoch(11));
     }
 
     /// A hold of an epoch that was held anyway let new calls write below what older ones had written: they were acknowledged,
@@ -256,13 +316,70 @@ mod tests {
         let mut giving_up = pin!(epochs.give_up());
         assert!(giving_up.as_mut().poll(&mut context).is_pending(), "a call is under way");
         drop(ticket);
-        let Poll::Ready(permit) = giving_up.poll(&mut context) else { panic!("no call is under way") };
+        let Poll::Ready(giving_up) = giving_up.poll(&mut context) else { panic!("no call is under way") };
         let targets = crate::memory::MemoryTargets::new(1, 1);
         let mut begin = pin!(epochs.begin(&targets));
         assert!(begin.as_mut().poll(&mut context).is_pending(), "it is being discarded");
-        drop(permit);
+        // The answer to a commit that was made before the discard.
+        epochs.begin_at(Epoch(3));
+        assert!(begin.as_mut().poll(&mut context).is_pending(), "it is being discarded");
+        giving_up.done(Epoch::MAX);
         assert_eq!(begin.poll(&mut context), Poll::Ready(Ok(())));
         assert_eq!((epochs.current(), epochs.given_up()), (Epoch(1), 1));
+    }
+
+    /// A hold in the middle of what was written gives up what is below, and what is above stands: calls that were let in there
+    /// wrote below it, were hidden by it, and no sync reached it.
+    #[test]
+    fn a_hold_in_the_middle_lets_nobody_write_below_what_stands() {
+        let epochs = Epochs::new(Epoch(5));
+        let mut context = Context::from_waker(Waker::noop());
+        for _ in 0..20 {
+            drop(epochs.ticket());
+            let _ = epochs.advance();
+        }
+        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        giving_up.done(Epoch(10));
+        epochs.begin_at(Epoch(10));
+        assert_eq!(epochs.current(), Epoch(25));
+    }
+
+    /// A discard whose request never left, or was refused, or whose future was dropped, gave nothing up; new calls went below
+    /// what stood, and what had ended half-way could be committed.
+    #[test]
+    fn a_discard_that_failed_gives_nothing_up() {
+        let epochs = Epochs::new(Epoch(5));
+        let mut context = Context::from_waker(Waker::noop());
+        epochs.ticket().note_half_done("a move".to_owned());
+        let _ = epochs.advance();
+        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        epochs.begin_at(Epoch(4));
+        drop(giving_up);
+        assert_eq!(epochs.current(), Epoch(6));
+        assert!(epochs.check_whole(Epoch(5)).is_err());
+        // Dropped while it waits for a call, it is over too.
+        let ticket = epochs.ticket();
+        let mut giving_up = Box::pin(epochs.give_up());
+        assert!(giving_up.as_mut().poll(&mut context).is_pending());
+        epochs.begin_at(Epoch(9));
+        drop(giving_up);
+        assert_eq!((ticket.epoch(), epochs.current()), (Epoch(6), Epoch(9)));
+        // What is above a hold is not given up.
+        drop(ticket);
+        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        giving_up.done(Epoch(5));
+        assert!(epochs.check_whole(Epoch(5)).is_err());
+        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        giving_up.done(Epoch(6));
+        assert!(epochs.check_whole(Epoch(5)).is_ok());
     }
 
     /// A sync that waited while everything was discarded would have acknowledged what is gone.
@@ -272,13 +389,11 @@ mod tests {
         let targets = crate::memory::MemoryTargets::new(1, 1);
         let mut context = Context::from_waker(Waker::noop());
         let mut giving_up = Box::pin(epochs.give_up());
-        let Poll::Ready(permit) = giving_up.as_mut().poll(&mut context) else {
-            panic!("nothing is under way")
-        };
+        let Poll::Ready(done) = giving_up.as_mut().poll(&mut context) else { panic!("nothing is under way") };
         let mut late = pin!(epochs.sync(&targets));
         assert!(late.as_mut().poll(&mut context).is_pending());
         let mut waiting = pin!(epochs.give_up());
-        drop(permit);
+        done.done(Epoch::MAX);
         // It began when the discard was under way: what it is to make last was written after it.
         assert_eq!(late.poll(&mut context), Poll::Ready(Ok(Epoch(1))));
         let syncing = epochs.exclusive.try_acquire().expect("nobody is there");
@@ -300,7 +415,10 @@ mod tests {
         assert_eq!(refused, Poll::Ready(Err(DsrError::HalfDone("a move".to_owned()))));
         assert!(epochs.check_whole(Epoch(4)).is_ok() && epochs.check_whole(Epoch(5)).is_err());
         assert_eq!(targets.committed(), Epoch::ZERO);
-        assert!(pin!(epochs.give_up()).poll(&mut context).is_ready());
+        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+            panic!("nothing is under way")
+        };
+        giving_up.done(Epoch::MAX);
         assert_eq!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Ok(Epoch(1))));
     }
 }

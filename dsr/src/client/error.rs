@@ -69,5 +69,14 @@ pub enum DsrError {
         status: i32,
         /// What happened.
         message: String,
+        /// The target that says so may have made the change nevertheless, or may make it yet.
+        in_doubt: bool,
     },
+}
+
+impl DsrError {
+    /// Whether a change to one shard has surely not happened.
+    pub fn nothing_changed(&self) -> bool {
+        !matches!(self, Self::StaleMap { .. } | Self::Target { in_doubt: true, .. })
+    }
 }

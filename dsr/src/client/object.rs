@@ -118,9 +118,14 @@ impl<T: TargetObjects> Object<T> {
 
     /// Does something, and again with a new layout for as long as the pool map changes under it.
     pub(crate) async fn repeat<R>(&self, work: impl AsyncFn() -> Result<R, DsrError>) -> Result<R, DsrError> {
+        let mut repeated = false;
         loop {
             match work().await {
-                Err(DsrError::StaleMap { .. }) => {}
+                Err(DsrError::StaleMap { .. }) => repeated = true,
+                // What the targets of the old map did is not known.
+                Err(DsrError::Target { status, message, in_doubt }) => {
+                    return Err(DsrError::Target { status, message, in_doubt: in_doubt || repeated });
+                }
                 done => return done,
             }
         }

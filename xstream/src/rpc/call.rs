@@ -70,6 +70,15 @@ pub enum RpcError {
 }
 
 impl RpcError {
+    /// Whether the request has surely changed nothing.
+    pub fn nothing_changed(&self) -> bool {
+        match self {
+            RpcError::Refused { status, .. } => status.nothing_changed(),
+            RpcError::Fabric(_) => true,
+            RpcError::TimedOut | RpcError::PeerGone | RpcError::BadReply(_) => false,
+        }
+    }
+
     /// The status that says the same, for services that pass errors on.
     pub fn status(&self) -> Status {
         match self {

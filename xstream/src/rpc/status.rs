@@ -121,6 +121,35 @@ impl Status {
         self == Status::OK
     }
 
+    /// Whether a request that was refused with this has surely changed nothing. False where that is unknown.
+    pub fn nothing_changed(self) -> bool {
+        matches!(
+            self,
+            Status::NOT_PERMITTED
+                | Status::TRY_AGAIN
+                | Status::NO_MEMORY
+                | Status::ACCESS_DENIED
+                | Status::IN_USE
+                | Status::INVALID
+                | Status::TOO_LARGE
+                | Status::NO_SPACE
+                | Status::READ_ONLY
+                | Status::NO_SUCH_PROCEDURE
+                | Status::TOO_LONG
+                | Status::BUSY
+                | Status::STALE_MAP
+                | Status::NOT_LEADER
+                | Status::BAD_HANDLE
+                | Status::WRONG_RANK
+                | Status::BAD_TARGET
+                | Status::BAD_EPOCH
+                | Status::EPOCH_CONFLICT
+                | Status::BULK_FAILED
+                | Status::INTERRUPTED
+                | Status::LIMIT_REACHED
+        )
+    }
+
     /// Whether the same request to the same place may succeed later.
     pub fn retry_helps(self) -> bool {
         matches!(self, Status::BUSY | Status::TRY_AGAIN | Status::NO_MEMORY | Status::TIMED_OUT)
