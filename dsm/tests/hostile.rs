@@ -17,6 +17,7 @@ use daos_dsm::{
         object::{self, FetchReply, Outcome, ReadRecord, UpdateRecord, encode_fetch, encode_update},
         pool,
     },
+    service::Target,
 };
 use daos_types::Epoch;
 use daos_xstream::{
@@ -334,6 +335,55 @@ fn bulk_transfers_of_one_client_hold_so_much_and_no_more() {
         Endpoint::of(&env).expect("the engine's").bytes_held().1
     });
     assert_eq!(held.unwrap(), 0, "all of it is given back");
+}
+
+/// A fetch that waited for memory was answered by the target that it had asked, though the object might have moved meanwhile.
+#[test]
+fn a_fetch_that_waited_is_refused_when_the_pool_map_has_changed() {
+    const BYTES: usize = 4 << 20;
+    const REQUESTS: usize = 40;
+    let cluster = Cluster::new(1);
+    let engine = cluster.engine.env(0);
+    cluster.run(&cluster.client(), move |client| async move {
+        client.make().await;
+        let handle = client.open(OpenOptions::NO_TRANSACTION).await;
+        let version = handle.pool().map().version();
+        let value = vec![7; BYTES];
+        let records = [UpdateRecord::Value { key: b"k", value: &value }];
+        handle.objects().update(at(0, kv(1)), handle.held(), 0, b"", &records).await.unwrap();
+        let hostile = Hostile::new(&client).await;
+        let exposed = hostile.endpoint.expose(hostile.peer, IoBuffer::zeroed(BYTES), Access::Write);
+        let (exposed, remote) = exposed.map_err(|(_, error)| error).unwrap();
+        let mut body = Vec::new();
+        let wanted = [ReadRecord::Value { key: b"k", room: BYTES as u64 }];
+        encode_fetch(&mut body, kv(1), handle.held(), b"", &wanted, Some(remote));
+        let opcode = Opcode::new(rpc::module::OBJECT, rpc::object_procedure::FETCH);
+        let call = Call { opcode, handle: handle.handle(), map_version: version, ..Call::default() };
+        let target = Target::of(&engine).await;
+        let (pool, parts): (_, [&[u8]; 1]) = (handle.pool().pool(), [&body]);
+        let fetch = async |_: usize| {
+            let result = hostile.endpoint.call(hostile.peer, &call, &parts).await;
+            // The map changes when the first is answered.
+            target.set_map_version(pool, version + 1);
+            result
+        };
+        let results = join_all((0..REQUESTS).map(fetch)).await;
+        let (mut served, mut stale) = (0, 0);
+        for result in results {
+            match result {
+                Ok(_) => served += 1,
+                Err(RpcError::Refused { status: Status::STALE_MAP, map_version, .. }) => {
+                    assert_eq!(map_version, version + 1);
+                    stale += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let at_once = EndpointConfig::default().bulk_bytes_per_peer_max / BYTES as u64;
+        hostile.endpoint.withdraw(exposed, true);
+        // While the first answer is on its way a second round may begin.
+        assert!((1..=2 * at_once).contains(&served) && stale > 0, "{served} served, {stale} refused");
+    });
 }
 
 /// Requests of clients that had died, waiting for an epoch that never came, took all places for ever.

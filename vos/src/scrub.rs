@@ -133,35 +133,41 @@ impl<E: Env> Pool<E> {
             let mut at = Some(Sweep::new(EpochRange::ALL));
             while let Some(from) = at.take() {
                 let began = self.0.env.clock().now();
-                let slice;
-                (slice, at) = match self.scrub_slice(container, &from) {
+                let (slice, next) = match self.scrub_slice(container, &from) {
                     Ok(done) => done,
                     // It has been destroyed meanwhile.
-                    Err(Error::NotFound(_)) => break,
+                    Err(Error::NotFound(_)) => Default::default(),
                     Err(error) => {
                         // What cannot be walked is a fault of its own; the rest of the container cannot be reached.
                         tell(error.to_string());
-                        break;
+                        Default::default()
                     }
                 };
+                at = next;
+                let asked = slice.taken();
                 let Slice { records, mut bytes, faults, loads } = slice;
                 faults.into_iter().for_each(&mut tell);
                 for place in loads {
-                    match self.verify_stored(&place).await {
-                        Ok(()) => (bytes, unreadable) = (bytes + place.len(), 0),
-                        Err(error) => {
-                            let readable = matches!(error, Error::BadChecksum { .. } | Error::Corrupt { .. });
-                            unreadable = if readable { 0 } else { unreadable + 1 };
-                            tell(error.to_string());
-                            if unreadable > UNREADABLE_MAX {
-                                return Err(error);
-                            }
+                    let outcome = self.verify_stored(&place).await;
+                    let readable = match &outcome {
+                        Ok(()) | Err(Error::BadChecksum { .. } | Error::Corrupt { .. }) => true,
+                        Err(_) => false,
+                    };
+                    (bytes, unreadable) = match readable {
+                        true => (bytes + place.len(), 0),
+                        false => (bytes, unreadable + 1),
+                    };
+                    if let Err(error) = outcome {
+                        tell(error.to_string());
+                        if unreadable > UNREADABLE_MAX {
+                            return Err(error);
                         }
                     }
                 }
                 add(&counters.records, records);
                 add(&counters.bytes, bytes);
-                pace.spend(began, bytes.max(records * ScrubRate::RECORD_BYTES)).await;
+                // Reading what is damaged takes the device as long, and looking for nothing takes time too.
+                pace.spend(began, asked.max(records.max(1) * ScrubRate::RECORD_BYTES)).await;
             }
         }
         pace.settle().await;

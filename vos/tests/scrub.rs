@@ -128,3 +128,51 @@ fn a_slice_is_small_whatever_there_is() {
     });
     ended.expect("the run ends");
 }
+
+/// What is damaged is read like anything else, and counted as little: a pass over many damaged values took all of the device.
+#[test]
+fn damaged_values_are_read_at_the_same_rate() {
+    const VALUES: u64 = 40;
+    const BYTES: u64 = 64 << 10;
+    let simulation = Simulation::new(1, Config::default());
+    let node = simulation.add_node(1);
+    let disk = node.disk();
+    let ended = simulation.block_on(&node, move |env| async move {
+        let options = PoolOptions {
+            uuid: Uuid::from_u128(1),
+            media: MediaKind::Wal,
+            heap_bytes: 32 << 20,
+            log_bytes: 8 << 20,
+            block_bytes: 64 << 20,
+        };
+        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
+        let _ = pool.container_create(Uuid::from_u128(1)).expect("a container");
+        let container = pool.container_open(Uuid::from_u128(1)).expect("opened");
+        let writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
+        for number in 0..VALUES {
+            let bytes = vec![number as u8; BYTES as usize];
+            let sum = Checksum(crc32c::crc32c(&bytes));
+            let (stored, extent) = pool.store_value(IoBuffer::copy_of(&bytes), sum).await;
+            let key = number.to_le_bytes();
+            let update = [KeyUpdate { key: &key, value: Some(Value::Stored(&extent.expect("stored"))) }];
+            let update = Update::KeyValue(&update);
+            let kv = object(ObjectType::KeyValue, 1);
+            let _ = container.update(kv, Epoch(1), writer, Conflict::Refuse, &update).expect("written");
+            drop(stored);
+        }
+        let files = disk.files();
+        let (blocks, _) = files.iter().find(|(path, _)| path.ends_with("blocks")).expect("a block tier");
+        for number in 0..VALUES {
+            assert!(disk.flip_bit(blocks, (4096 + number * BYTES + 100) * 8));
+        }
+        let counters = ScrubCounters::default();
+        let rate = ScrubRate { bytes_per_second: 1 << 20 };
+        let began = env.clock().now();
+        pool.scrub(rate, &counters, |_| {}).await.expect("a pass");
+        let took = env.clock().now().0 - began.0;
+        assert_eq!((counters.faults.get(), counters.bytes.get()), (VALUES, VALUES * (BYTES + 8)));
+        let least = VALUES * BYTES * 1_000_000_000 / rate.bytes_per_second;
+        assert!(took >= least, "{took} ns, not {least}");
+    });
+    ended.expect("the run ends");
+}

@@ -1,6 +1,6 @@
 //! Memory that devices and fabrics may touch: aligned, and owned by whoever does the I/O.
 
-use std::{cell::RefCell, fmt, ops::Range};
+use std::{cell::RefCell, collections::VecDeque, fmt, ops::Range};
 
 use zerocopy::{FromZeros, Immutable, IntoBytes, KnownLayout};
 
@@ -28,7 +28,7 @@ const SPARE_BLOCKS_MAX: usize = 4096;
 /// more than filling it takes.
 #[derive(Default)]
 struct Spare {
-    runs: Vec<Vec<Block>>,
+    runs: VecDeque<Vec<Block>>,
     blocks: usize,
 }
 
@@ -45,7 +45,7 @@ impl IoBuffer {
             let spare = &mut *spare.borrow_mut();
             // The one that was dropped last is the one most likely to be in the cache.
             let place = spare.runs.iter().rposition(|run| (wanted..=2 * wanted).contains(&run.len()))?;
-            let run = spare.runs.remove(place);
+            let run = spare.runs.remove(place)?;
             spare.blocks -= run.len();
             Some(run)
         });
@@ -57,7 +57,7 @@ impl IoBuffer {
 
     /// A buffer of `length` zero bytes; its capacity is rounded up to whole blocks.
     pub fn zeroed(length: usize) -> Self {
-        // The fallible constructor is the one that asks the allocator for zero pages instead of clearing them.
+        // In place: made one by one, blocks would be copied. Aligned memory is cleared at once, not when it is touched.
         let blocks = Block::new_vec_zeroed(length.div_ceil(BLOCK_BYTES)).expect("memory for an I/O buffer");
         Self { blocks, length }
     }
@@ -113,13 +113,15 @@ impl IoBuffer {
 impl Drop for IoBuffer {
     fn drop(&mut self) {
         let run = std::mem::take(&mut self.blocks);
-        if run.len() >= SPARE_BLOCKS_MIN {
+        if (SPARE_BLOCKS_MIN..=SPARE_BLOCKS_MAX).contains(&run.len()) {
             // A thread that is ending keeps nothing any more.
             let _ = SPARE.try_with(|spare| {
                 let spare = &mut *spare.borrow_mut();
-                if spare.blocks + run.len() <= SPARE_BLOCKS_MAX {
-                    spare.blocks += run.len();
-                    spare.runs.push(run);
+                spare.blocks += run.len();
+                spare.runs.push_back(run);
+                // Those that nobody has asked for the longest make room.
+                while spare.blocks > SPARE_BLOCKS_MAX {
+                    spare.blocks -= spare.runs.pop_front().map_or(0, |run| run.len());
                 }
             });
         }

@@ -51,7 +51,6 @@ struct Waiting<E: Env> {
     procedure: u8,
     body: Vec<u8>,
     handle: Uuid,
-    map_version: u32,
     responder: Responder<E>,
 }
 
@@ -86,14 +85,13 @@ impl<E: Env> Service<E> for ObjectService<E> {
         }
         match self.target.handle(request.handle()) {
             Some(handle) => {
-                self.serve(&handle, request.procedure(), request.body, request.map_version(), responder);
+                self.serve(&handle, request.procedure(), request.body, responder);
             }
             None => {
                 let waiting = Waiting {
                     procedure: request.procedure(),
                     body: request.body.to_vec(),
                     handle: request.handle(),
-                    map_version: request.map_version(),
                     responder,
                 };
                 self.ask_service(waiting);
@@ -119,13 +117,13 @@ impl<E: Env> ObjectService<E> {
             });
             let info: Result<HandleInfo, Refusal> =
                 asked.await.unwrap_or_else(|error| Err(Refusal::from(error)));
-            let Waiting { procedure, body, map_version, responder, .. } = waiting;
+            let Waiting { procedure, body, responder, .. } = waiting;
             let known = info.and_then(|info| {
                 check_awaited(&service.env, &responder)?;
                 service.target.install(&info)
             });
             match known {
-                Ok(known) => service.serve(&known, procedure, &body, map_version, responder),
+                Ok(known) => service.serve(&known, procedure, &body, responder),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
         });
@@ -135,28 +133,16 @@ impl<E: Env> ObjectService<E> {
     fn announce(&self, handle: Rc<Handle<E>>, epoch: Epoch, waiting: Waiting<E>) {
         let service = Self { env: self.env.clone(), target: self.target.clone() };
         self.env.scheduler().spawn(Class::Foreground, "write after a flush", async move {
-            let Waiting { procedure, body, map_version, responder, .. } = waiting;
+            let Waiting { procedure, body, responder, .. } = waiting;
             let announced = handle.announce(&service.env, epoch).await;
             match announced.and_then(|()| check_awaited(&service.env, &responder)) {
-                Ok(()) => service.serve(&handle, procedure, &body, map_version, responder),
+                Ok(()) => service.serve(&handle, procedure, &body, responder),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
             }
         });
     }
 
-    fn serve(
-        &self,
-        handle: &Rc<Handle<E>>,
-        procedure: u8,
-        body: &[u8],
-        map_version: u32,
-        responder: Responder<E>,
-    ) {
-        let known_version = handle.map_version();
-        if map_version != 0 && map_version < known_version {
-            responder.set_map_version(known_version);
-            return responder.fail(Status::STALE_MAP, "");
-        }
+    fn serve(&self, handle: &Rc<Handle<E>>, procedure: u8, body: &[u8], responder: Responder<E>) {
         let parsed = match procedure {
             object_procedure::UPDATE => ObjectRequest::parse(Procedure::Update, body),
             object_procedure::FETCH => ObjectRequest::parse(Procedure::Fetch, body),
@@ -170,17 +156,17 @@ impl<E: Env> ObjectService<E> {
             Err(Malformed(text)) => return responder.fail(Status::INVALID, text),
         };
         let changes = matches!(procedure, object_procedure::UPDATE | object_procedure::PUNCH);
-        if let Err(refusal) = check(handle, &request, changes) {
-            return responder.fail(refusal.0, refusal.1);
+        if let Err(refusal) = check(handle, &responder, &request, changes) {
+            return responder.fail(refusal.status, &refusal.message);
         }
         if changes && handle.is_flushed(request.epoch()) {
             let (body, uuid) = (body.to_vec(), handle.uuid);
-            let waiting = Waiting { procedure, body, handle: uuid, map_version, responder };
+            let waiting = Waiting { procedure, body, handle: uuid, responder };
             return self.announce(handle.clone(), request.epoch(), waiting);
         }
         let writer = Writer {
             cookie: handle.cookie,
-            map_version,
+            map_version: responder.asked_map_version(),
             kind: if request.has(flags::REBUILD) { WriterKind::Rebuild } else { WriterKind::Application },
         };
         match procedure {
@@ -221,10 +207,7 @@ impl<E: Env> ObjectService<E> {
             let room = responder.bulk_room(bytes).await;
             let request = check_awaited(&service.env, &responder)
                 .and_then(|()| Ok(ObjectRequest::parse(Procedure::Fetch, &body)?))
-                .and_then(|request| match check(&handle, &request, false) {
-                    Ok(()) => Ok(request),
-                    Err((status, text)) => Err(Refusal::new(status, text)),
-                });
+                .and_then(|request| check(&handle, &responder, &request, false).map(|()| request));
             match request {
                 Ok(request) => service.fetch(&handle, &request, Some(room), responder),
                 Err(refusal) => responder.fail(refusal.status, &refusal.message),
@@ -336,7 +319,7 @@ async fn query_in_slices<E: Env>(
     loop {
         env.scheduler().yield_now().await;
         check_awaited(env, responder)?;
-        check(handle, &request, false).map_err(|(status, text)| Refusal::new(status, text))?;
+        check(handle, responder, &request, false)?;
         if let Some(reply) = enumerate::query(&handle.container, &request, &mut anchor)? {
             return Ok(reply);
         }
@@ -370,7 +353,7 @@ async fn change_with_room<E: Env>(
     loop {
         // Time has passed since the handle was looked at, and since the caller asked.
         check_awaited(vpool.env(), responder)?;
-        check(handle, &request, true).map_err(|(status, text)| Refusal::new(status, text))?;
+        check(handle, responder, &request, true)?;
         if handle.is_flushed(request.epoch()) {
             handle.announce(vpool.env(), request.epoch()).await?;
             continue;
@@ -408,21 +391,35 @@ fn check_awaited<E: Env>(env: &E, responder: &Responder<E>) -> Result<(), Refusa
     Ok(())
 }
 
-/// Whether the handle may do this.
+/// Whether the handle may do this, and asks the right target. Both may change while a request waits.
 fn check<E: Env>(
     handle: &Handle<E>,
+    responder: &Responder<E>,
     request: &ObjectRequest<'_>,
     changes: bool,
-) -> Result<(), (Status, &'static str)> {
-    let needed = if changes { Capabilities::WRITE } else { Capabilities::READ };
-    handle.check_open()?;
-    if !handle.capabilities.permits(needed) {
-        return Err((Status::NOT_PERMITTED, "the handle does not permit this"));
-    }
+) -> Result<(), Refusal> {
+    check_permitted(handle, responder, if changes { Capabilities::WRITE } else { Capabilities::READ })?;
     if changes && request.epoch() < handle.lhe.get() {
-        return Err((Status::BAD_EPOCH, "the handle does not hold that epoch"));
+        return Err(Refusal::new(Status::BAD_EPOCH, "the handle does not hold that epoch"));
     }
     Ok(())
+}
+
+fn check_permitted<E: Env>(
+    handle: &Handle<E>,
+    responder: &Responder<E>,
+    needed: Capabilities,
+) -> Result<(), Refusal> {
+    let (asked, known) = (responder.asked_map_version(), handle.map_version());
+    if asked != 0 && asked < known {
+        responder.set_map_version(known);
+        return Err(Status::STALE_MAP.into());
+    }
+    handle.check_open().map_err(|(status, text)| Refusal::new(status, text))?;
+    match handle.capabilities.permits(needed) {
+        true => Ok(()),
+        false => Err(Refusal::new(Status::NOT_PERMITTED, "the handle does not permit this")),
+    }
 }
 
 /// Answers with an error of the store.
@@ -436,7 +433,7 @@ impl<E: Env> ObjectService<E> {
         let room = responder.body_bytes_max();
         let page = |anchor: &mut Option<Anchor>| {
             let request = Enumerate::parse(body)?;
-            check_list(handle)?;
+            check_permitted(handle, &responder, Capabilities::READ)?;
             let start = anchor.insert(enumerate::start(&request)?);
             enumerate::enumerate(&handle.container, &request, start, room)
         };
@@ -470,19 +467,10 @@ async fn enumerate_in_slices<E: Env>(
     loop {
         env.scheduler().yield_now().await;
         check_awaited(env, responder)?;
-        check_list(handle)?;
+        check_permitted(handle, responder, Capabilities::READ)?;
         let page = enumerate::enumerate(&handle.container, &request, &mut anchor, responder.body_bytes_max());
         if let Some(reply) = page? {
             return Ok(reply);
         }
-    }
-}
-
-/// Whether the handle may list.
-fn check_list<E: Env>(handle: &Handle<E>) -> Result<(), Refusal> {
-    handle.check_open().map_err(|(status, text)| Refusal::new(status, text))?;
-    match handle.capabilities.permits(Capabilities::READ) {
-        true => Ok(()),
-        false => Err(Refusal::new(Status::NOT_PERMITTED, "the handle does not permit this")),
     }
 }

@@ -86,6 +86,8 @@ pub struct Responder<E: Env> {
     request_id: u64,
     arrived: Time,
     deadline: Time,
+    /// The map version that the request was made with.
+    asked_map_version: u32,
     map_version: Cell<u32>,
     opcode: Opcode,
     answered: bool,
@@ -107,6 +109,7 @@ impl<E: Env> Responder<E> {
             request_id: header.request_id(),
             arrived,
             deadline,
+            asked_map_version: header.map_version(),
             map_version: Cell::new(0),
             opcode: header.opcode(),
             answered: false,
@@ -148,6 +151,11 @@ impl<E: Env> Responder<E> {
     /// When the caller stops waiting; [`Time::NEVER`] if it did not say.
     pub fn deadline(&self) -> Time {
         self.deadline
+    }
+
+    /// The pool map version that the request was made with; 0 if with none.
+    pub fn asked_map_version(&self) -> u32 {
+        self.asked_map_version
     }
 
     /// The pool map version that the answer will carry.

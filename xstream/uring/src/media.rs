@@ -264,6 +264,12 @@ async fn fill(file: &UringFile, path: &Location, options: OpenOptions) -> Result
         return rustix::fs::ftruncate(file.descriptor(), options.size)
             .map_err(|error| path.error("give its size to", error.raw_os_error()));
     }
+    // A file system may give what it has before it says that this is not enough; others would find no space meanwhile.
+    if let Ok(space) = rustix::fs::fstatvfs(file.descriptor())
+        && options.size > space.f_bavail.saturating_mul(space.f_frsize)
+    {
+        return Err(path.error("allocate", libc::ENOSPC));
+    }
     // Asked for as one, blocks come in few extents, and a device that is too small says so before anything is written.
     // File systems that cannot do it allocate with the writes below.
     match file.allocate(options.size).await {

@@ -31,9 +31,11 @@ use crate::{
 const CHECKSUMS_PER_BLOCK: u64 = (BLOCK - 8) / 4;
 const BATCH_MAGIC: u64 = u64::from_le_bytes(*b"daosbtch");
 const BATCH_BLOCKS_MAX: u64 = 1000;
-/// Blocks that one read or write at home joins, and writes that overlap: what is copied before the first of them ends is a
-/// slice of work that nobody can interrupt.
+/// Blocks that one read joins.
 const RUN_BLOCKS_MAX: u64 = 64;
+/// Blocks that one write at home joins, and writes that overlap: what is copied before the first of them ends is a slice of
+/// work that nobody can interrupt.
+const HOME_RUN_BLOCKS_MAX: usize = 32;
 const HOME_WRITES: usize = 8;
 
 /// Where things lie in the heap file; all in blocks.
@@ -120,6 +122,9 @@ impl Batch {
     }
 }
 
+/// A batch that was found in the double-write area: its header, its entries and their blocks.
+type PendingBatch = (BatchHeader, Vec<BatchEntry>, Vec<u8>);
+
 /// The heap file.
 pub(crate) struct Image<F> {
     file: F,
@@ -127,7 +132,7 @@ pub(crate) struct Image<F> {
     pub geometry: Geometry,
     pub super_block: SuperBlock,
     checksums: Vec<u32>,
-    /// The buffer of the last batch. A fresh one is cleared first, in one piece, and takes a page fault for each block: 1.5 ms.
+    /// The buffer of the last batch, or of looking for one when the heap was opened. A fresh one is cleared first, in one piece, and takes a page fault for each block: 1.5 ms.
     spare: Option<IoBuffer>,
     /// Blocks that count instead of what is at home: those of a batch that is not to be written (inspection).
     overlay: BTreeMap<u64, Vec<u8>>,
@@ -140,9 +145,13 @@ impl<F: MediaFile> Image<F> {
         Self { file, path, geometry, super_block, checksums, spare: None, overlay: BTreeMap::new() }
     }
 
+    fn batch_bytes(&self) -> usize {
+        ((self.geometry.batch_header_blocks + self.geometry.batch_blocks) * BLOCK) as usize
+    }
+
     /// An empty batch.
     pub fn batch(&mut self) -> Batch {
-        let bytes = ((self.geometry.batch_header_blocks + self.geometry.batch_blocks) * BLOCK) as usize;
+        let bytes = self.batch_bytes();
         let mut buffer = self.spare.take().unwrap_or_else(|| IoBuffer::zeroed(bytes));
         buffer.set_len(bytes);
         Batch { buffer, entries: Vec::new(), table_blocks: Vec::new() }
@@ -220,17 +229,19 @@ impl<F: MediaFile> Image<F> {
             let mut end = start + 1;
             while end < entries.len()
                 && entries[end].block == entries[end - 1].block + 1
-                && (end - start) < RUN_BLOCKS_MAX as usize
+                && (end - start) < HOME_RUN_BLOCKS_MAX
             {
                 end += 1;
             }
             runs.push((entries[start].block, start * BLOCK as usize..end * BLOCK as usize));
             start = end;
         }
-        let writes = runs.into_iter().map(|(block, range)| {
-            self.file.write(block * BLOCK, IoBuffer::copy_of(&blocks[range]), Durability::Volatile)
+        // Each copy is dropped once it is written, so that the next one gets its memory.
+        let writes = runs.into_iter().map(async |(block, range)| {
+            let copy = IoBuffer::copy_of(&blocks[range]);
+            self.file.write(block * BLOCK, copy, Durability::Volatile).await.1
         });
-        for (_, result) in join_bounded(writes, HOME_WRITES).await {
+        for result in join_bounded(writes, HOME_WRITES).await {
             result?;
         }
         Ok(self.file.flush().await?)
@@ -246,13 +257,21 @@ impl<F: MediaFile> Image<F> {
     }
 
     /// The batch in the double-write area, if it is whole and newer than what is at home for certain.
-    async fn pending_batch(&self) -> Result<Option<(BatchHeader, Vec<BatchEntry>, Vec<u8>)>, StoreError> {
-        let Geometry { batch_header_blocks, double_write, batch_blocks, .. } = self.geometry;
-        let header_bytes = (batch_header_blocks * BLOCK) as usize;
-        let whole = IoBuffer::zeroed(header_bytes + (batch_blocks * BLOCK) as usize);
-        let (mut buffer, result) = self.file.read(double_write * BLOCK, whole).await;
+    async fn pending_batch(&mut self) -> Result<Option<PendingBatch>, StoreError> {
+        let Geometry { double_write, .. } = self.geometry;
+        let (mut buffer, result) =
+            self.file.read(double_write * BLOCK, IoBuffer::zeroed(self.batch_bytes())).await;
         result?;
-        let (head, blocks) = buffer.as_mut_slice().split_at_mut(header_bytes);
+        let pending = self.whole_batch(buffer.as_mut_slice());
+        self.spare = Some(buffer);
+        Ok(pending)
+    }
+
+    /// The batch that these bytes are. `None` if it was torn on its way to this area, so that nothing of it is on its way home;
+    /// or if it is home already.
+    fn whole_batch(&self, bytes: &mut [u8]) -> Option<PendingBatch> {
+        let Geometry { batch_header_blocks, batch_blocks, .. } = self.geometry;
+        let (head, blocks) = bytes.split_at_mut((batch_header_blocks * BLOCK) as usize);
         let (header, _) = BatchHeader::read_from_prefix(head).expect("room for the header");
         head[8..12].fill(0);
         if header.magic != BATCH_MAGIC
@@ -261,8 +280,7 @@ impl<F: MediaFile> Image<F> {
             || header.sequence <= self.super_block.batch_sequence
             || u64::from(header.count) > batch_blocks
         {
-            // Torn on its way to this area, so nothing of it is on its way home; or home already.
-            return Ok(None);
+            return None;
         }
         let entries = &head[size_of::<BatchHeader>()..][..header.count as usize * 16];
         let entries =
@@ -273,11 +291,11 @@ impl<F: MediaFile> Image<F> {
                 || (self.geometry.pages..self.geometry.pages + self.geometry.page_count)
                     .contains(&entry.block);
             if !home || self.checksum(entry.block, bytes) != entry.checksum {
-                return Ok(None);
+                return None;
             }
         }
         let blocks = blocks[..entries.len() * BLOCK as usize].to_vec();
-        Ok(Some((header, entries, blocks)))
+        Some((header, entries, blocks))
     }
 
     /// Puts a batch home that may have been on its way when the heap was last in use. Gives up to where the log must be
