@@ -7,7 +7,7 @@ use daos_dsm::{
     client::{
         Caller, ClientConfig, ContainerHandle, DsmError, OpenOptions, PoolHandle, PoolSpec, Service, new_uuid,
     },
-    epochs::EpochState,
+    epochs::{EPOCH_LAST, EpochState},
     rpc::control::{
         ContainerEntry, ContainerProperties, Label, Name, PoolEntry, PoolQueryReply, StorageReply,
     },
@@ -436,24 +436,31 @@ impl<E: Env> Container<E> {
     }
 
     /// Returns once everything written up to `epoch` survives any crash. Waits for the automatic writes that are under way
-    /// there, so that a [`commit`](Self::commit) takes none of them by half.
+    /// there, so that a [`commit`](Self::commit) takes none of them by half; later ones go beyond it.
     pub async fn flush(&self, epoch: Epoch) -> Result<(), DaosError> {
-        self.automatic.close(epoch).await;
+        self.close_epochs(epoch).await;
         self.handle.flush(epoch).await?;
         Ok(())
     }
 
     /// Commits everything up to `epoch`, which was flushed; the epochs after it stay held.
     pub async fn commit(&self, epoch: Epoch) -> Result<(), DaosError> {
-        self.automatic.close(epoch).await;
+        self.close_epochs(epoch).await;
         self.automatic.check_whole(epoch)?;
         let lhe = self.handle.commit(epoch).await?.lhe;
         self.automatic.begin_at(lhe);
         Ok(())
     }
 
+    async fn close_epochs(&self, epoch: Epoch) {
+        // Nothing can be committed beyond the last epoch, so nobody has to wait.
+        if epoch <= EPOCH_LAST {
+            self.automatic.close(epoch).await;
+        }
+    }
+
     /// Forgets everything that was written through this handle and not committed; it can be written again. File systems that
-    /// were mounted before must be mounted again.
+    /// were mounted before must be mounted again. If there were automatic writes, what is held begins after them from then on.
     pub async fn discard(&self) -> Result<(), DaosError> {
         Ok(self.discard_uncommitted().await?)
     }
@@ -461,6 +468,11 @@ impl<E: Env> Container<E> {
     pub(crate) async fn discard_uncommitted(&self) -> Result<(), DsmError> {
         let giving_up = self.automatic.give_up().await;
         self.handle.discard(EpochRange { low: Epoch::ZERO, high: Epoch::MAX }).await?;
+        // A write that nobody awaits any more may still be on its way. From here on it is refused.
+        let reached = self.automatic.reached();
+        if self.handle.held() < reached {
+            self.handle.hold(reached).await?;
+        }
         giving_up.done(Epoch::MAX);
         Ok(())
     }
@@ -507,7 +519,6 @@ impl<E: Env> Container<E> {
     /// Epoch of a write, which lasts as long as this is kept.
     pub(crate) async fn turn(&self, at: At) -> Result<Turn, DaosError> {
         if let At::Epoch(epoch) = at {
-            self.automatic.note_chosen(epoch);
             return Ok(Turn::Chosen(epoch));
         }
         self.automatic.begin(&self.objects).await?;
@@ -515,6 +526,13 @@ impl<E: Env> Container<E> {
         // Automatic writes are ordered by when they are called, not by when they arrive.
         self.automatic.advance();
         Ok(Turn::Automatic(ticket))
+    }
+
+    /// Lets automatic writes go where they may, after a target has refused one: somebody else has committed that epoch.
+    pub(crate) async fn overtaken(&self) -> Result<(), DaosError> {
+        let held = self.handle.hold(Epoch::ZERO).await?.lhe;
+        self.automatic.begin_at(held);
+        Ok(())
     }
 }
 

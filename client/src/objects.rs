@@ -37,11 +37,16 @@ async fn write<E: Env>(
     loop {
         let turn = container.turn(at).await?;
         match work(turn.epoch()).await {
-            Err(DsrError::Target { status, .. }) if at == At::Auto && Status(status) == Status::BAD_EPOCH => {
-            }
+            Err(error) if at == At::Auto && is_overtaken(&error) => {}
             done => return Ok(done?),
         }
+        drop(turn);
+        container.overtaken().await?;
     }
+}
+
+fn is_overtaken(error: &DsrError) -> bool {
+    matches!(error, DsrError::Target { status, .. } if Status(*status) == Status::BAD_EPOCH)
 }
 
 impl<E: Env> Kv<E> {
@@ -187,9 +192,12 @@ impl<E: Env> Array<E> {
             let (back, result) = self.inner.write(turn.epoch(), offset, data).await;
             data = back;
             match result {
-                Err(DsrError::Target { status, .. })
-                    if at == At::Auto && Status(status) == Status::BAD_EPOCH => {}
+                Err(error) if at == At::Auto && is_overtaken(&error) => {}
                 done => return (data, done.map_err(DaosError::from)),
+            }
+            drop(turn);
+            if let Err(error) = self.container.overtaken().await {
+                return (data, Err(error));
             }
         }
     }

@@ -336,6 +336,103 @@ fn a_change_whose_first_step_was_not_answered_is_committed_whole_or_not_at_all()
     }
 }
 
+/// A target's refusal that follows an attempt without an answer does not say whether anything has changed. It counted as if it did.
+#[test]
+fn a_refusal_after_an_attempt_without_an_answer_leaves_doubt() {
+    for seed in 1..=10 {
+        let cluster = Cluster::new(seed);
+        cluster.make();
+        let (cut, healed, ended) =
+            (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let seen = (cut.clone(), healed.clone(), ended.clone());
+        let mut config = ClientConfig::new(Identity { uid: 1000, gid: 1000 });
+        config.attempt_timeout = Duration::from_millis(5);
+        let node = cluster.start_client_with(config, move |client| async move {
+            let container = open(&client, "box").await;
+            let kv =
+                container.kv(container.new_object_id(ObjectType::KeyValue, Some("SX")).unwrap()).unwrap();
+            let epoch = container.hold(Epoch::ZERO).await.unwrap();
+            kv.put(epoch, b"key", b"first").await.unwrap();
+            cut.set(true);
+            let in_doubt = |result: Result<(), DaosError>| match result {
+                Err(DaosError::Object(error)) => !error.nothing_changed(),
+                other => panic!("{other:?}"),
+            };
+            assert!(in_doubt(kv.put(epoch, b"key", b"second").await), "seed {seed}");
+            assert!(healed.get());
+            assert!(!in_doubt(kv.put(epoch, b"key", b"third").await), "seed {seed}");
+            ended.set(true);
+            std::future::pending::<()>().await;
+        });
+        let minute = Duration::from_secs(60);
+        cluster.sim.run_until(minute, || seen.0.get()).expect("the put begins");
+        cluster.sim.partition(&node, &cluster.engine);
+        cluster.run(|client| async move { client.pool_evict("tank", None).await.unwrap() });
+        cluster.sim.run_for(Duration::from_millis(20)).unwrap();
+        seen.1.set(true);
+        cluster.sim.heal(&node, &cluster.engine);
+        cluster.sim.run_until(minute, || seen.2.get()).expect("the puts end");
+    }
+}
+
+/// A discard, or a hold of a later epoch, whose future was dropped went on at the service. Writes that came after it were let in
+/// meanwhile, acknowledged, and discarded; a sync of them succeeded.
+#[test]
+fn what_is_written_after_a_discard_that_nobody_awaited_stays() {
+    for seed in 1..=10 {
+        let cluster = Cluster::new(seed);
+        cluster.make();
+        cluster.run(move |client| async move {
+            let container = open(&client, "box").await;
+            let kv =
+                container.kv(container.new_object_id(ObjectType::KeyValue, Some("SX")).unwrap()).unwrap();
+            for late_hold in [false, true] {
+                for steps in 0.. {
+                    let keys: Vec<_> = (0..20u8).map(|number| [number]).collect();
+                    let old: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (&key[..], &b"old"[..])).collect();
+                    kv.put_all(At::Auto, &old).await.unwrap();
+                    let later = Epoch(container.epochs().await.unwrap().lhe.0 + 10);
+                    let give_up = async {
+                        match late_hold {
+                            true => container.hold(later).await.map(drop),
+                            false => container.discard().await,
+                        }
+                    };
+                    let done = {
+                        let (mut give_up, mut made) = (pin!(give_up), 0);
+                        poll_fn(|context| {
+                            made += 1;
+                            match give_up.as_mut().poll(context) {
+                                Poll::Ready(result) => Poll::Ready(result.map(|()| true)),
+                                Poll::Pending if made > steps => Poll::Ready(Ok(false)),
+                                Poll::Pending => Poll::Pending,
+                            }
+                        })
+                        .await
+                        .unwrap()
+                    };
+                    let new: Vec<(&[u8], &[u8])> = keys.iter().map(|key| (&key[..], &b"new"[..])).collect();
+                    kv.put_all(At::Auto, &new).await.unwrap();
+                    let epoch = container.sync().await.unwrap();
+                    for key in &keys {
+                        let value = kv.get(epoch, key).await.unwrap();
+                        assert_eq!(value, Fetched::Value(b"new".to_vec()), "seed {seed}, {steps} steps");
+                    }
+                    if done {
+                        break;
+                    }
+                }
+            }
+            // What is on its way when everything is discarded must not come after that.
+            kv.put(At::Auto, b"key", b"old").await.unwrap();
+            let written = container.epochs().await.unwrap().lhe;
+            container.discard().await.unwrap();
+            assert!(container.epochs().await.unwrap().lhe > written);
+            container.close().await.unwrap();
+        });
+    }
+}
+
 /// What a mount has written can be given up under it, by a hold of a later epoch or a discard. A sync of it must not say then
 /// that it lasts.
 #[test]

@@ -416,12 +416,6 @@ pub(crate) async fn truncate<T: Store>(
     let first_block = shared.first_block();
     let current = parent.exact(inode.clone()).await?.size;
     let cuts_array = size < current && (inode.writing || current > first_block);
-    // Half of it would be a file of the old size whose end is gone.
-    let steps = cuts_array.then(|| turn.begin_steps(format!("truncating {}", shown(name))));
-    if cuts_array {
-        let array = Array::open(&shared.targets, inode.object)?;
-        array.punch_range(turn.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
-    }
     let stored = document.fetch(turn.epoch(), name, &[akey::DATA]).await?;
     let mut first = stored.into_iter().next().and_then(Fetched::value).unwrap_or_default();
     let bytes = size.to_le_bytes();
@@ -430,13 +424,24 @@ pub(crate) async fn truncate<T: Store>(
         first.truncate(size as usize);
         records.push((akey::DATA, &first));
     }
+    // Writing comes first, because it may find no space; removing may use what is kept in reserve.
+    let steps = cuts_array.then(|| turn.begin_steps(format!("truncating {}", shown(name))));
+    if let Err(error) = document.update(turn.epoch(), name, &records).await {
+        if let Some(steps) = steps
+            && error.nothing_changed()
+        {
+            steps.end();
+        }
+        return Err(error.into());
+    }
+    if let Some(steps) = steps {
+        let array = Array::open(&shared.targets, inode.object)?;
+        array.punch_range(turn.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
+        steps.end();
+    }
     let open = shared.open_files.borrow().get(&(parent.object(), name.to_vec())).and_then(Weak::upgrade);
     if let Some(open) = open {
         open.end.set(open.end.get().min(size));
-    }
-    document.update(turn.epoch(), name, &records).await?;
-    if let Some(steps) = steps {
-        steps.end();
     }
     Ok(())
 }

@@ -164,6 +164,25 @@ fn a_rename_that_is_given_up_half_way_is_not_committed() {
     assert!(refused > 10 && nothing > 10, "{refused} half-way, {nothing} before");
 }
 
+/// A target that is full refused the second step of a truncation, and everything since the last sync was lost with the first.
+#[test]
+fn a_truncation_that_finds_no_space_changes_nothing() {
+    let (pool, fs) = new_fs(2, 1);
+    let bytes: Vec<u8> = (0..20_000).map(|index| index as u8).collect();
+    let file = block_on(fs.create("/file", attributes())).unwrap();
+    block_on(file.write_at(0, &bytes)).unwrap();
+    block_on(file.close()).unwrap();
+    pool.set_full(true);
+    let refused = block_on(fs.truncate("/file", 100)).expect_err("no space");
+    assert_eq!(refused.errno(), daos_xstream::rpc::Status::NO_SPACE.0, "{refused}");
+    pool.set_full(false);
+    block_on(fs.sync()).unwrap();
+    assert_eq!(block_on(fs.read_file("/file")).unwrap(), bytes);
+    block_on(fs.truncate("/file", 100)).unwrap();
+    block_on(fs.sync()).unwrap();
+    assert_eq!(block_on(fs.read_file("/file")).unwrap(), bytes[..100]);
+}
+
 /// Appends that ran together would have written over each other: each of them asked for the size, and got the same.
 #[test]
 fn appends_of_many_handles_follow_each_other() {

@@ -81,6 +81,8 @@ pub struct Handle<E: Env> {
     flushed: Cell<Epoch>,
     /// Flushes that have begun.
     flushes: Cell<u64>,
+    /// When something that it has written was last given up here.
+    discarded: Cell<Option<Time>>,
     pool: Uuid,
     container_uuid: Uuid,
     map_version: Rc<Cell<u32>>,
@@ -104,6 +106,11 @@ impl<E: Env> Handle<E> {
         let (holds, lhe) = newer_hold((self.holds.get(), self.lhe.get()), (info.holds, info.lhe));
         self.holds.set(holds);
         self.lhe.set(lhe);
+    }
+
+    /// Whether a request that arrived then, and waited, may belong to what has been given up meanwhile.
+    pub fn was_discarded_since(&self, arrived: Time) -> bool {
+        self.discarded.get().is_some_and(|at| arrived <= at)
     }
 
     /// Whether a write at `epoch` comes after a flush of it, and so has to be [announced](Self::announce) first.
@@ -414,6 +421,7 @@ impl<E: Env> Target<E> {
             holds: Cell::new(info.holds),
             flushed: Cell::new(info.flushed),
             flushes: Cell::new(0),
+            discarded: Cell::new(None),
             pool: info.pool,
             container_uuid: info.container,
             map_version: map_version.unwrap_or_default(),
@@ -458,14 +466,26 @@ impl<E: Env> Target<E> {
         range: EpochRange,
     ) -> Result<(), Refusal> {
         let vpool = self.vpool(pool)?;
-        let container = match vpool.container_open(container) {
+        self.note_discarded((pool, container), cookie);
+        let store = match vpool.container_open(container) {
             // Nothing was ever written here.
             Err(Error::NotFound(_)) => return Ok(()),
             result => result?,
         };
-        let sealed = container.discard(cookie, range).await?;
+        let sealed = store.discard(cookie, range).await?;
+        self.note_discarded((pool, container), cookie);
         let _ = vpool.persisted(sealed).await?;
         Ok(())
+    }
+
+    /// What has arrived until now and waits is not written without being asked for again.
+    fn note_discarded(&self, container: (Uuid, Uuid), cookie: Cookie) {
+        let now = self.env.clock().now();
+        for handle in self.handles.borrow().values() {
+            if (handle.pool, handle.container_uuid) == container && handle.cookie == cookie {
+                handle.discarded.set(Some(now));
+            }
+        }
     }
 
     /// Destroys a container's store, after revoking what is left of its handles; durable on return.

@@ -7,11 +7,12 @@
 //!   a call that touches several shards could be committed. So whoever writes through a container handle without choosing
 //!   epochs shares the [`Epochs`] of that handle: objects, and every file system that is mounted from it.
 //! * Nobody waits for a lock while he holds a ticket under which he has written: a sync never waits for one who waits.
-//! * The epoch of new calls goes back only after everything that was written and not committed has been given up, and that
-//!   has been answered: a later call would be hidden by an earlier one.
+//! * The epoch of new calls never goes back: a later call would be hidden by an earlier one. (What callers write in epochs of
+//!   their own choice may hide theirs.)
+//! * While something is being given up nobody writes, and whoever writes next asks the service what is held. It answers once
+//!   what it does is done, whether or not the one who gave up has waited for that.
 //! * No epoch is committed that holds a call which said that it ended half-way ([`Ticket::note_half_done`]), until that epoch
 //!   has been given up.
-//! * Epochs move on because somebody writes or commits there, never because somebody names one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -30,12 +31,10 @@ use super::{ContainerEpochs, DsrError};
 /// The epochs of one container handle, for calls that do not choose theirs.
 pub struct Epochs {
     current: Cell<Epoch>,
-    /// The first epoch beyond all that calls have written into and that was not given up.
+    /// The first epoch beyond all that calls have written into.
     reached: Cell<Epoch>,
-    /// The latest epoch that a caller has chosen himself.
-    chosen: Cell<Epoch>,
-    /// While something is being given up: what calls may write into at the earliest, as others have learned meanwhile.
-    giving_up: Cell<Option<Epoch>>,
+    /// Something is being given up.
+    giving_up: Cell<bool>,
     /// Epochs with tickets, and how many each has; ascending. Not a map: a call after another must not allocate.
     under_way: RefCell<VecDeque<(Epoch, usize)>>,
     ended: Notify,
@@ -43,8 +42,8 @@ pub struct Epochs {
     exclusive: Rc<Semaphore>,
     /// How often something that was not committed may have been given up.
     given_up: Cell<u64>,
-    /// What ended half-way, and the epoch it wrote into.
-    half_done: RefCell<Option<(Epoch, String)>>,
+    /// What ended half-way, and the epochs it wrote into.
+    half_done: RefCell<Vec<(Epoch, String)>>,
 }
 
 /// Right of one call to write into an epoch, which stays open until the ticket is dropped.
@@ -60,8 +59,7 @@ impl Epochs {
         Rc::new(Self {
             current: Cell::new(held),
             reached: Cell::new(Epoch::ZERO),
-            chosen: Cell::new(Epoch::ZERO),
-            giving_up: Cell::new(None),
+            giving_up: Cell::new(false),
             under_way: RefCell::default(),
             ended: Notify::new(),
             exclusive: Semaphore::new(1),
@@ -98,11 +96,11 @@ impl Epochs {
         Ok(())
     }
 
-    /// Lets new calls write into `epoch`, unless they do so into a later one: it is held. While something is being given up,
-    /// that waits for its end.
+    /// Lets new calls write into `epoch`, or after all that was written if that is later: it is held. Does nothing while
+    /// something is being given up.
     pub fn begin_at(&self, epoch: Epoch) {
-        if let Some(earliest) = self.giving_up.get() {
-            return self.giving_up.set(Some(earliest.max(epoch)));
+        if self.giving_up.get() {
+            return;
         }
         let (current, epoch) = (self.current.get(), epoch.max(self.reached.get()));
         if current == Epoch::MAX || current < epoch {
@@ -110,9 +108,9 @@ impl Epochs {
         }
     }
 
-    /// Notes that a caller writes into an epoch of his own choice.
-    pub fn note_chosen(&self, epoch: Epoch) {
-        self.chosen.set(self.chosen.get().max(epoch));
+    /// The first epoch beyond all that calls have written into.
+    pub fn reached(&self) -> Epoch {
+        self.reached.get()
     }
 
     /// The right to write into the current epoch.
@@ -136,11 +134,10 @@ impl Epochs {
     }
 
     /// Waits until no call writes into `epoch` or an earlier one any more, and lets none begin to: what is committed up to
-    /// here are whole calls. New calls go beyond `epoch` as far as anything was written: naming a late epoch moves nobody there.
+    /// here are whole calls.
     pub async fn close(&self, epoch: Epoch) {
-        let current = self.current.get();
-        if current != Epoch::MAX && current <= epoch {
-            self.current.set(epoch.min(current.max(self.chosen.get())).next());
+        if self.current.get() <= epoch {
+            self.current.set(epoch.next());
         }
         while self.under_way.borrow().front().is_some_and(|(first, _)| *first <= epoch) {
             self.ended.notified().await;
@@ -172,17 +169,14 @@ impl Epochs {
 
     /// Notes that a call ended between two of its steps in `epoch`: it and what comes after must never be committed.
     pub fn note_half_done(&self, epoch: Epoch, what: String) {
-        let mut half_done = self.half_done.borrow_mut();
-        if half_done.as_ref().is_none_or(|(first, _)| epoch < *first) {
-            *half_done = Some((epoch, what));
-        }
+        self.half_done.borrow_mut().push((epoch, what));
     }
 
     /// Refuses if something up to `epoch` has ended half-way.
     pub fn check_whole(&self, epoch: Epoch) -> Result<(), DsrError> {
-        match &*self.half_done.borrow() {
-            Some((first, what)) if *first <= epoch => Err(DsrError::HalfDone(what.clone())),
-            _ => Ok(()),
+        match self.half_done.borrow().iter().find(|(first, _)| *first <= epoch) {
+            Some((_, what)) => Err(DsrError::HalfDone(what.clone())),
+            None => Ok(()),
         }
     }
 
@@ -196,9 +190,12 @@ impl Epochs {
     pub async fn give_up(self: &Rc<Self>) -> GivingUp {
         let permit = self.exclusive.acquire().await;
         self.given_up.set(self.given_up.get() + 1);
-        self.giving_up.set(Some(Epoch::ZERO));
-        let giving_up =
-            GivingUp { epochs: self.clone(), before: self.current.replace(Epoch::MAX), _permit: permit };
+        self.giving_up.set(true);
+        let before = self.current.replace(Epoch::MAX);
+        if before != Epoch::MAX {
+            self.reached.set(self.reached.get().max(before));
+        }
+        let giving_up = GivingUp { epochs: self.clone(), _permit: permit };
         while !self.under_way.borrow().is_empty() {
             self.ended.notified().await;
         }
@@ -206,35 +203,24 @@ impl Epochs {
     }
 }
 
-/// Somebody is giving up what was written and not committed. Dropped without [`done`](Self::done), when whether that was done is
-/// unknown, new calls go on after all that was written.
+/// Somebody is giving up what was written and not committed. Dropped without [`done`](Self::done), whether that was done is
+/// unknown.
 #[must_use = "calls wait until it is dropped"]
 pub struct GivingUp {
     epochs: Rc<Epochs>,
-    /// The epoch of new calls before.
-    before: Epoch,
     _permit: Permit,
 }
 
 impl GivingUp {
     /// What was written below `below` and not committed is given up: everything if that is [`Epoch::MAX`].
-    pub fn done(mut self, below: Epoch) {
-        let epochs = &self.epochs;
-        epochs.half_done.borrow_mut().take_if(|(first, _)| *first < below);
-        if below == Epoch::MAX {
-            epochs.reached.set(Epoch::ZERO);
-            epochs.chosen.set(Epoch::ZERO);
-        }
-        self.before = Epoch::MAX;
+    pub fn done(self, below: Epoch) {
+        self.epochs.half_done.borrow_mut().retain(|(epoch, _)| *epoch >= below);
     }
 }
 
 impl Drop for GivingUp {
     fn drop(&mut self) {
-        let earliest = self.epochs.giving_up.take().unwrap_or(Epoch::ZERO);
-        if self.before != Epoch::MAX {
-            self.epochs.current.set(self.before.max(earliest));
-        }
+        self.epochs.giving_up.set(false);
     }
 }
 
@@ -293,12 +279,8 @@ mod tests {
         // What is asked for is closed to those who come.
         assert_eq!(epochs.current(), Epoch(7));
         drop(later);
-        // Where nobody has written nobody is moved to: the last epoch, named by mistake, would be the end of all writing.
-        assert!(is_closed(&epochs, 1 << 40));
-        assert_eq!(epochs.ticket().epoch(), Epoch(8));
-        epochs.note_chosen(Epoch(12));
-        assert!(is_closed(&epochs, 10));
-        assert_eq!(epochs.ticket().epoch(), Epoch(11));
+        assert!(is_closed(&epochs, 9));
+        assert_eq!(epochs.ticket().epoch(), Epoch(10));
     }
 
     /// A hold of an epoch that was held anyway let new calls write below what older ones had written: they were acknowledged,
@@ -325,7 +307,7 @@ mod tests {
         assert!(begin.as_mut().poll(&mut context).is_pending(), "it is being discarded");
         giving_up.done(Epoch::MAX);
         assert_eq!(begin.poll(&mut context), Poll::Ready(Ok(())));
-        assert_eq!((epochs.current(), epochs.given_up()), (Epoch(1), 1));
+        assert_eq!((epochs.current(), epochs.given_up()), (Epoch(10), 1));
     }
 
     /// A hold in the middle of what was written gives up what is below, and what is above stands: calls that were let in there
@@ -346,40 +328,48 @@ mod tests {
         assert_eq!(epochs.current(), Epoch(25));
     }
 
-    /// A discard whose request never left, or was refused, or whose future was dropped, gave nothing up; new calls went below
-    /// what stood, and what had ended half-way could be committed.
+    /// The answer to a discard was not awaited, or it failed: it may be made yet. New calls were let in, acknowledged and synced,
+    /// and then discarded; and what had ended half-way could be committed.
     #[test]
-    fn a_discard_that_failed_gives_nothing_up() {
+    fn after_a_discard_in_doubt_the_service_is_asked_first() {
         let epochs = Epochs::new(Epoch(5));
+        let targets = crate::memory::MemoryTargets::new(1, 1);
         let mut context = Context::from_waker(Waker::noop());
-        epochs.ticket().note_half_done("a move".to_owned());
-        let _ = epochs.advance();
-        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
-            panic!("nothing is under way")
+        let mut give_up = || {
+            let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+                panic!("nothing is under way")
+            };
+            giving_up
         };
-        epochs.begin_at(Epoch(4));
-        drop(giving_up);
-        assert_eq!(epochs.current(), Epoch(6));
+        epochs.ticket().note_half_done("a move".to_owned());
+        epochs.note_half_done(Epoch(8), "another".to_owned());
+        drop(give_up());
+        assert_eq!(epochs.current(), Epoch::MAX);
         assert!(epochs.check_whole(Epoch(5)).is_err());
+        let mut context = Context::from_waker(Waker::noop());
+        assert_eq!(pin!(epochs.begin(&targets)).poll(&mut context), Poll::Ready(Ok(())));
+        assert_eq!(epochs.current(), Epoch(6));
         // Dropped while it waits for a call, it is over too.
         let ticket = epochs.ticket();
         let mut giving_up = Box::pin(epochs.give_up());
         assert!(giving_up.as_mut().poll(&mut context).is_pending());
-        epochs.begin_at(Epoch(9));
         drop(giving_up);
-        assert_eq!((ticket.epoch(), epochs.current()), (Epoch(6), Epoch(9)));
-        // What is above a hold is not given up.
         drop(ticket);
-        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
-            panic!("nothing is under way")
+        assert_eq!(pin!(epochs.begin(&targets)).poll(&mut context), Poll::Ready(Ok(())));
+        assert_eq!(epochs.current(), Epoch(7));
+        // What is above a hold is not given up.
+        let mut give_up = || {
+            let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
+                panic!("nothing is under way")
+            };
+            giving_up
         };
-        giving_up.done(Epoch(5));
+        give_up().done(Epoch(5));
         assert!(epochs.check_whole(Epoch(5)).is_err());
-        let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
-            panic!("nothing is under way")
-        };
-        giving_up.done(Epoch(6));
-        assert!(epochs.check_whole(Epoch(5)).is_ok());
+        give_up().done(Epoch(6));
+        assert!(epochs.check_whole(Epoch(7)).is_ok() && epochs.check_whole(Epoch(8)).is_err());
+        give_up().done(Epoch::MAX);
+        assert!(epochs.check_whole(Epoch::MAX).is_ok());
     }
 
     /// A sync that waited while everything was discarded would have acknowledged what is gone.
@@ -395,7 +385,7 @@ mod tests {
         let mut waiting = pin!(epochs.give_up());
         done.done(Epoch::MAX);
         // It began when the discard was under way: what it is to make last was written after it.
-        assert_eq!(late.poll(&mut context), Poll::Ready(Ok(Epoch(1))));
+        assert_eq!(late.poll(&mut context), Poll::Ready(Ok(Epoch(5))));
         let syncing = epochs.exclusive.try_acquire().expect("nobody is there");
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         let mut late = pin!(epochs.sync(&targets));
@@ -419,6 +409,6 @@ mod tests {
             panic!("nothing is under way")
         };
         giving_up.done(Epoch::MAX);
-        assert_eq!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Ok(Epoch(1))));
+        assert_eq!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Ok(Epoch(6))));
     }
 }

@@ -77,6 +77,14 @@ pub enum DsrError {
 impl DsrError {
     /// Whether a change to one shard has surely not happened.
     pub fn nothing_changed(&self) -> bool {
-        !matches!(self, Self::StaleMap { .. } | Self::Target { in_doubt: true, .. })
+        matches!(
+            self,
+            Self::Class(_)
+                | Self::Placement(_)
+                | Self::WrongType { .. }
+                | Self::BadAnchor
+                | Self::BadRange { .. }
+                | Self::Target { in_doubt: false, .. }
+        )
     }
 }

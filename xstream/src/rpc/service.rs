@@ -148,6 +148,11 @@ impl<E: Env> Responder<E> {
         self.endpoint.env.fabric().credentials(self.peer.id)
     }
 
+    /// When the request arrived.
+    pub fn arrived(&self) -> Time {
+        self.arrived
+    }
+
     /// When the caller stops waiting; [`Time::NEVER`] if it did not say.
     pub fn deadline(&self) -> Time {
         self.deadline

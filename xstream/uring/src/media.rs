@@ -265,7 +265,9 @@ async fn fill(file: &UringFile, path: &Location, options: OpenOptions) -> Result
             .map_err(|error| path.error("give its size to", error.raw_os_error()));
     }
     // A file system may give what it has before it says that this is not enough; others would find no space meanwhile.
+    // One that counts no blocks cannot say.
     if let Ok(space) = rustix::fs::fstatvfs(file.descriptor())
+        && space.f_blocks > 0
         && options.size > space.f_bavail.saturating_mul(space.f_frsize)
     {
         return Err(path.error("allocate", libc::ENOSPC));
