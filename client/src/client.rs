@@ -428,10 +428,10 @@ impl<E: Env> Container<E> {
             false => None,
         };
         let held = self.handle.hold(epoch).await?.lhe;
-        if let Some(giving_up) = giving_up {
-            giving_up.done(epoch);
+        match giving_up {
+            Some(giving_up) => giving_up.done(epoch, held),
+            None => self.automatic.begin_at(held),
         }
-        self.automatic.begin_at(held);
         Ok(held)
     }
 
@@ -469,11 +469,11 @@ impl<E: Env> Container<E> {
         let giving_up = self.automatic.give_up().await;
         self.handle.discard(EpochRange { low: Epoch::ZERO, high: Epoch::MAX }).await?;
         // A write that nobody awaits any more may still be on its way. From here on it is refused.
-        let reached = self.automatic.reached();
-        if self.handle.held() < reached {
-            self.handle.hold(reached).await?;
+        let mut held = self.handle.held();
+        if held < self.automatic.reached() {
+            held = self.handle.hold(self.automatic.reached()).await?.lhe;
         }
-        giving_up.done(Epoch::MAX);
+        giving_up.done(Epoch::MAX, held);
         Ok(())
     }
 
@@ -530,7 +530,10 @@ impl<E: Env> Container<E> {
 
     /// Lets automatic writes go where they may, after a target has refused one: somebody else has committed that epoch.
     pub(crate) async fn overtaken(&self) -> Result<(), DaosError> {
-        let held = self.handle.hold(Epoch::ZERO).await?.lhe;
+        let mut held = self.handle.epoch_query().await?.lhe;
+        if held == Epoch::MAX {
+            held = self.handle.hold(Epoch::ZERO).await?.lhe;
+        }
         self.automatic.begin_at(held);
         Ok(())
     }

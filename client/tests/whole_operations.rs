@@ -423,11 +423,27 @@ fn what_is_written_after_a_discard_that_nobody_awaited_stays() {
                     }
                 }
             }
-            // What is on its way when everything is discarded must not come after that.
+            // What is on its way when everything is discarded must not come after that, nor after the next write.
             kv.put(At::Auto, b"key", b"old").await.unwrap();
             let written = container.epochs().await.unwrap().lhe;
             container.discard().await.unwrap();
+            kv.put(At::Auto, b"other", b"new").await.unwrap();
+            let late = kv.put(written, b"key", b"late").await;
+            let status = late.expect_err("that epoch is not held any more").status();
+            assert_eq!(status, daos_xstream::rpc::Status::BAD_EPOCH.0);
             assert!(container.epochs().await.unwrap().lhe > written);
+            // What was written in chosen epochs only can be written again there.
+            container.close().await.unwrap();
+            let container = open(&client, "box").await;
+            let kv = container.kv(kv.id()).unwrap();
+            let epoch = container.hold(Epoch::ZERO).await.unwrap();
+            kv.put(epoch, b"key", b"first").await.unwrap();
+            container.flush(epoch).await.unwrap();
+            container.discard().await.unwrap();
+            kv.put(epoch, b"key", b"second").await.unwrap();
+            container.flush(epoch).await.unwrap();
+            container.commit(epoch).await.unwrap();
+            assert_eq!(kv.get(epoch, b"key").await.unwrap(), Fetched::Value(b"second".to_vec()));
             container.close().await.unwrap();
         });
     }

@@ -425,6 +425,7 @@ pub(crate) async fn truncate<T: Store>(
         records.push((akey::DATA, &first));
     }
     // Writing comes first, because it may find no space; removing may use what is kept in reserve.
+    let array = cuts_array.then(|| Array::open(&shared.targets, inode.object)).transpose()?;
     let steps = cuts_array.then(|| turn.begin_steps(format!("truncating {}", shown(name))));
     if let Err(error) = document.update(turn.epoch(), name, &records).await {
         if let Some(steps) = steps
@@ -434,8 +435,7 @@ pub(crate) async fn truncate<T: Store>(
         }
         return Err(error.into());
     }
-    if let Some(steps) = steps {
-        let array = Array::open(&shared.targets, inode.object)?;
+    if let (Some(steps), Some(array)) = (steps, array) {
         array.punch_range(turn.epoch(), size.max(first_block), ARRAY_BYTES_MAX).await?;
         steps.end();
     }

@@ -61,7 +61,12 @@ impl<E: Env> Control<E> {
                 let asked = ask.body::<EpochDiscard>()?.range;
                 let info = pool.tables.borrow().info(pool.uuid, handle)?;
                 let range = pool.begin_discard(container, handle, asked)?;
-                match self.discard_everywhere(&info, range).await {
+                // Each target must know the handle: what waits there for being told of it comes after the discard.
+                let discarded = async {
+                    self.tell(info).await?;
+                    self.discard_everywhere(&info, range).await
+                };
+                match discarded.await {
                     Ok(()) => {
                         pool.tables.borrow_mut().container(container)?.epochs.discarded(handle, range)?
                     }

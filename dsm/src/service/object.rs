@@ -402,7 +402,7 @@ fn check<E: Env>(
     if changes && request.epoch() < handle.lhe.get() {
         return Err(Refusal::new(Status::BAD_EPOCH, "the handle does not hold that epoch"));
     }
-    if changes && handle.was_discarded_since(responder.arrived()) {
+    if changes && handle.was_discarded_since(responder.arrived(), request.epoch()) {
         return Err(Refusal::new(Status::TRY_AGAIN, "what the handle had written was given up meanwhile"));
     }
     Ok(())

@@ -81,8 +81,8 @@ pub struct Handle<E: Env> {
     flushed: Cell<Epoch>,
     /// Flushes that have begun.
     flushes: Cell<u64>,
-    /// When something that it has written was last given up here.
-    discarded: Cell<Option<Time>>,
+    /// When something that it has written was last given up here, and all epochs that this was ever done to.
+    discarded: Cell<Option<(Time, EpochRange)>>,
     pool: Uuid,
     container_uuid: Uuid,
     map_version: Rc<Cell<u32>>,
@@ -108,9 +108,9 @@ impl<E: Env> Handle<E> {
         self.lhe.set(lhe);
     }
 
-    /// Whether a request that arrived then, and waited, may belong to what has been given up meanwhile.
-    pub fn was_discarded_since(&self, arrived: Time) -> bool {
-        self.discarded.get().is_some_and(|at| arrived <= at)
+    /// Whether a write at `epoch` that arrived then, and waited, may belong to what has been given up meanwhile.
+    pub fn was_discarded_since(&self, arrived: Time, epoch: Epoch) -> bool {
+        self.discarded.get().is_some_and(|(at, range)| arrived <= at && range.contains(epoch))
     }
 
     /// Whether a write at `epoch` comes after a flush of it, and so has to be [announced](Self::announce) first.
@@ -466,24 +466,26 @@ impl<E: Env> Target<E> {
         range: EpochRange,
     ) -> Result<(), Refusal> {
         let vpool = self.vpool(pool)?;
-        self.note_discarded((pool, container), cookie);
+        self.note_discarded((pool, container), cookie, range);
         let store = match vpool.container_open(container) {
             // Nothing was ever written here.
             Err(Error::NotFound(_)) => return Ok(()),
             result => result?,
         };
         let sealed = store.discard(cookie, range).await?;
-        self.note_discarded((pool, container), cookie);
+        self.note_discarded((pool, container), cookie, range);
         let _ = vpool.persisted(sealed).await?;
         Ok(())
     }
 
     /// What has arrived until now and waits is not written without being asked for again.
-    fn note_discarded(&self, container: (Uuid, Uuid), cookie: Cookie) {
+    fn note_discarded(&self, container: (Uuid, Uuid), cookie: Cookie, range: EpochRange) {
         let now = self.env.clock().now();
         for handle in self.handles.borrow().values() {
             if (handle.pool, handle.container_uuid) == container && handle.cookie == cookie {
-                handle.discarded.set(Some(now));
+                let earlier = handle.discarded.get().map_or(range, |(_, earlier)| earlier);
+                let (low, high) = (range.low.min(earlier.low), range.high.max(earlier.high));
+                handle.discarded.set(Some((now, EpochRange { low, high })));
             }
         }
     }

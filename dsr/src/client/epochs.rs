@@ -20,6 +20,7 @@ use std::{
     rc::Rc,
 };
 
+use daos_dsm::epochs::EPOCH_LAST;
 use daos_types::Epoch;
 use daos_xstream::{
     rpc::Status,
@@ -33,8 +34,10 @@ pub struct Epochs {
     current: Cell<Epoch>,
     /// The first epoch beyond all that calls have written into.
     reached: Cell<Epoch>,
-    /// Something is being given up.
-    giving_up: Cell<bool>,
+    /// New calls write at this epoch or later.
+    earliest: Cell<Epoch>,
+    /// Something is being given up, or it is not known whether it was: the service has to be asked before anybody writes.
+    in_doubt: Cell<bool>,
     /// Epochs with tickets, and how many each has; ascending. Not a map: a call after another must not allocate.
     under_way: RefCell<VecDeque<(Epoch, usize)>>,
     ended: Notify,
@@ -59,7 +62,8 @@ impl Epochs {
         Rc::new(Self {
             current: Cell::new(held),
             reached: Cell::new(Epoch::ZERO),
-            giving_up: Cell::new(false),
+            earliest: Cell::new(Epoch::ZERO),
+            in_doubt: Cell::new(false),
             under_way: RefCell::default(),
             ended: Notify::new(),
             exclusive: Semaphore::new(1),
@@ -80,7 +84,7 @@ impl Epochs {
 
     /// Holds what can be held first, unless something is held: from then on there are tickets.
     pub async fn begin(&self, handle: &impl ContainerEpochs) -> Result<(), DsrError> {
-        if self.current.get() == Epoch::MAX {
+        if self.current.get() > EPOCH_LAST {
             let _one = self.exclusive.acquire().await;
             self.hold_first(handle).await?;
         }
@@ -91,18 +95,23 @@ impl Epochs {
         // Another call may have held, written and synced meanwhile: nobody writes into what that has closed.
         if self.current.get() == Epoch::MAX {
             let held = handle.hold(Epoch::ZERO).await?;
+            self.in_doubt.set(false);
             self.begin_at(held);
+        }
+        if self.current.get() > EPOCH_LAST {
+            let message = "the last epoch has been written or closed: open the container again".to_owned();
+            return Err(DsrError::Target { status: Status::BAD_EPOCH.0, message, in_doubt: false });
         }
         Ok(())
     }
 
-    /// Lets new calls write into `epoch`, or after all that was written if that is later: it is held. Does nothing while
+    /// Lets new calls write into `epoch`, which is held, or after all that was written if that is later. Does nothing while
     /// something is being given up.
     pub fn begin_at(&self, epoch: Epoch) {
-        if self.giving_up.get() {
+        if self.in_doubt.get() {
             return;
         }
-        let (current, epoch) = (self.current.get(), epoch.max(self.reached.get()));
+        let (current, epoch) = (self.current.get(), epoch.max(self.reached.get()).max(self.earliest.get()));
         if current == Epoch::MAX || current < epoch {
             self.current.set(epoch);
         }
@@ -116,7 +125,7 @@ impl Epochs {
     /// The right to write into the current epoch.
     pub fn ticket(self: &Rc<Self>) -> Ticket {
         let epoch = self.current.get();
-        self.reached.set(self.reached.get().max(epoch.next()));
+        self.reached.set(self.reached.get().max(after(epoch)));
         let mut under_way = self.under_way.borrow_mut();
         match under_way.binary_search_by_key(&epoch, |(epoch, _)| *epoch) {
             Ok(place) => under_way[place].1 += 1,
@@ -129,7 +138,7 @@ impl Epochs {
     /// Lets new calls write into the next epoch, and returns the one before.
     pub fn advance(&self) -> Epoch {
         let before = self.current.get();
-        self.current.set(before.next());
+        self.current.set(after(before));
         before
     }
 
@@ -137,7 +146,7 @@ impl Epochs {
     /// here are whole calls.
     pub async fn close(&self, epoch: Epoch) {
         if self.current.get() <= epoch {
-            self.current.set(epoch.next());
+            self.current.set(after(epoch));
         }
         while self.under_way.borrow().front().is_some_and(|(first, _)| *first <= epoch) {
             self.ended.notified().await;
@@ -147,12 +156,12 @@ impl Epochs {
     /// Makes every call that was complete before this one last: waits for those under way, flushes and commits. New calls go
     /// on meanwhile, in the next epoch. Returns the committed epoch.
     pub async fn sync(&self, handle: &impl ContainerEpochs) -> Result<Epoch, DsrError> {
-        let given_up = self.given_up.get();
+        let (given_up, in_doubt) = (self.given_up.get(), self.in_doubt.get());
         let _one = self.exclusive.acquire().await;
-        if self.given_up.get() != given_up {
+        self.hold_first(handle).await?;
+        if in_doubt || self.given_up.get() != given_up {
             return Err(DsrError::GivenUp);
         }
-        self.hold_first(handle).await?;
         let last = self.advance();
         self.close(last).await;
         loop {
@@ -190,10 +199,10 @@ impl Epochs {
     pub async fn give_up(self: &Rc<Self>) -> GivingUp {
         let permit = self.exclusive.acquire().await;
         self.given_up.set(self.given_up.get() + 1);
-        self.giving_up.set(true);
+        self.in_doubt.set(true);
         let before = self.current.replace(Epoch::MAX);
         if before != Epoch::MAX {
-            self.reached.set(self.reached.get().max(before));
+            self.earliest.set(self.earliest.get().max(before));
         }
         let giving_up = GivingUp { epochs: self.clone(), _permit: permit };
         while !self.under_way.borrow().is_empty() {
@@ -204,7 +213,7 @@ impl Epochs {
 }
 
 /// Somebody is giving up what was written and not committed. Dropped without [`done`](Self::done), whether that was done is
-/// unknown.
+/// unknown: whoever writes next asks the service.
 #[must_use = "calls wait until it is dropped"]
 pub struct GivingUp {
     epochs: Rc<Epochs>,
@@ -212,16 +221,20 @@ pub struct GivingUp {
 }
 
 impl GivingUp {
-    /// What was written below `below` and not committed is given up: everything if that is [`Epoch::MAX`].
-    pub fn done(self, below: Epoch) {
+    /// What was written below `below` and not committed is given up: everything if that is [`Epoch::MAX`]. New calls begin at
+    /// `held`, or hold what can be held first if that is [`Epoch::MAX`].
+    pub fn done(self, below: Epoch, held: Epoch) {
         self.epochs.half_done.borrow_mut().retain(|(epoch, _)| *epoch >= below);
+        self.epochs.in_doubt.set(false);
+        if held != Epoch::MAX {
+            self.epochs.begin_at(held);
+        }
     }
 }
 
-impl Drop for GivingUp {
-    fn drop(&mut self) {
-        self.epochs.giving_up.set(false);
-    }
+/// The next epoch; none after the last, which nobody may use.
+fn after(epoch: Epoch) -> Epoch {
+    Epoch(epoch.0.saturating_add(1))
 }
 
 impl Ticket {
@@ -305,7 +318,7 @@ mod tests {
         // The answer to a commit that was made before the discard.
         epochs.begin_at(Epoch(3));
         assert!(begin.as_mut().poll(&mut context).is_pending(), "it is being discarded");
-        giving_up.done(Epoch::MAX);
+        giving_up.done(Epoch::MAX, Epoch::MAX);
         assert_eq!(begin.poll(&mut context), Poll::Ready(Ok(())));
         assert_eq!((epochs.current(), epochs.given_up()), (Epoch(10), 1));
     }
@@ -323,8 +336,7 @@ mod tests {
         let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
             panic!("nothing is under way")
         };
-        giving_up.done(Epoch(10));
-        epochs.begin_at(Epoch(10));
+        giving_up.done(Epoch(10), Epoch(10));
         assert_eq!(epochs.current(), Epoch(25));
     }
 
@@ -344,6 +356,8 @@ mod tests {
         epochs.ticket().note_half_done("a move".to_owned());
         epochs.note_half_done(Epoch(8), "another".to_owned());
         drop(give_up());
+        // The answer to a commit that was made before says nothing of it.
+        epochs.begin_at(Epoch(3));
         assert_eq!(epochs.current(), Epoch::MAX);
         assert!(epochs.check_whole(Epoch(5)).is_err());
         let mut context = Context::from_waker(Waker::noop());
@@ -364,11 +378,11 @@ mod tests {
             };
             giving_up
         };
-        give_up().done(Epoch(5));
+        give_up().done(Epoch(5), Epoch::MAX);
         assert!(epochs.check_whole(Epoch(5)).is_err());
-        give_up().done(Epoch(6));
+        give_up().done(Epoch(6), Epoch::MAX);
         assert!(epochs.check_whole(Epoch(7)).is_ok() && epochs.check_whole(Epoch(8)).is_err());
-        give_up().done(Epoch::MAX);
+        give_up().done(Epoch::MAX, Epoch::MAX);
         assert!(epochs.check_whole(Epoch::MAX).is_ok());
     }
 
@@ -383,9 +397,9 @@ mod tests {
         let mut late = pin!(epochs.sync(&targets));
         assert!(late.as_mut().poll(&mut context).is_pending());
         let mut waiting = pin!(epochs.give_up());
-        done.done(Epoch::MAX);
-        // It began when the discard was under way: what it is to make last was written after it.
-        assert_eq!(late.poll(&mut context), Poll::Ready(Ok(Epoch(5))));
+        done.done(Epoch::MAX, Epoch(5));
+        // It began when the discard was under way: what it is to make last is gone.
+        assert_eq!(late.poll(&mut context), Poll::Ready(Err(DsrError::GivenUp)));
         let syncing = epochs.exclusive.try_acquire().expect("nobody is there");
         assert!(waiting.as_mut().poll(&mut context).is_pending());
         let mut late = pin!(epochs.sync(&targets));
@@ -408,7 +422,26 @@ mod tests {
         let Poll::Ready(giving_up) = pin!(epochs.give_up()).poll(&mut context) else {
             panic!("nothing is under way")
         };
-        giving_up.done(Epoch::MAX);
+        giving_up.done(Epoch::MAX, Epoch::MAX);
         assert_eq!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Ok(Epoch(6))));
+    }
+
+    /// The last epoch, named by mistake, was the end of all writing, and of the program.
+    #[test]
+    fn beyond_the_last_epoch_there_are_errors() {
+        let epochs = Epochs::new(Epoch(5));
+        let targets = crate::memory::MemoryTargets::new(1, 1);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(is_closed(&epochs, EPOCH_LAST.0));
+        for _ in 0..3 {
+            drop(epochs.ticket());
+            let _ = epochs.advance();
+            let refused = pin!(epochs.begin(&targets)).poll(&mut context);
+            assert!(
+                matches!(refused, Poll::Ready(Err(DsrError::Target { in_doubt: false, .. }))),
+                "{refused:?}"
+            );
+            assert!(matches!(pin!(epochs.sync(&targets)).poll(&mut context), Poll::Ready(Err(_))));
+        }
     }
 }
