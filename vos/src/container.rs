@@ -116,7 +116,7 @@ impl<E: Env> Container<E> {
         self.edit(|editor| write::set_metadata(editor, object, bytes)).map(|((), sealed)| sealed)
     }
 
-    /// Makes several changes, of any objects, in one transaction: all of them, or (if `change` fails) none.
+    /// Makes several changes, of any objects, in one transaction: all of them, or (if `change` or one of them fails) none.
     pub fn transaction<R, X: From<Error>>(
         &self,
         change: impl FnOnce(&mut Batch<'_, '_, '_>) -> Result<R, X>,
@@ -145,10 +145,17 @@ impl<E: Env> Container<E> {
             if reserved {
                 editor.tx.use_reserve();
             }
-            change(&mut Batch { editor, scratch, pins }).map_err(|error| {
+            let mut batch = Batch { editor, scratch, pins, failed: false };
+            let done = change(&mut batch).map_err(|error| {
                 failure = Some(error);
                 Error::Invalid("the transaction was abandoned")
-            })
+            })?;
+            if batch.failed {
+                return Err(Error::Invalid(
+                    "a change of the transaction has failed, so none of them is made",
+                ));
+            }
+            Ok(done)
         });
         result.map_err(|error| failure.take().unwrap_or_else(|| error.into()))
     }
@@ -429,6 +436,8 @@ pub struct Batch<'b, 't, 'h> {
     editor: &'b mut Editor<'t, 'h>,
     scratch: &'b RefCell<Scratch>,
     pins: &'b Rc<Pins>,
+    /// A change has failed half-way.
+    failed: bool,
 }
 
 impl Batch<'_, '_, '_> {
@@ -441,7 +450,9 @@ impl Batch<'_, '_, '_> {
         conflict: Conflict,
         update: &Update<'_>,
     ) -> Result<(), Error> {
-        write::update(self.editor, object, Terms { epoch, writer, conflict }, update)
+        let done = write::update(self.editor, object, Terms { epoch, writer, conflict }, update);
+        self.failed |= done.is_err();
+        done
     }
 
     /// As [`Container::punch`].
@@ -453,12 +464,16 @@ impl Batch<'_, '_, '_> {
         conflict: Conflict,
         punch: &Punch<'_>,
     ) -> Result<(), Error> {
-        write::punch(self.editor, object, Terms { epoch, writer, conflict }, punch)
+        let done = write::punch(self.editor, object, Terms { epoch, writer, conflict }, punch);
+        self.failed |= done.is_err();
+        done
     }
 
     /// As [`Container::set_metadata`].
     pub fn set_metadata(&mut self, object: ObjectId, bytes: &[u8]) -> Result<(), Error> {
-        write::set_metadata(self.editor, object, bytes)
+        let done = write::set_metadata(self.editor, object, bytes);
+        self.failed |= done.is_err();
+        done
     }
 
     /// As [`Container::fetch`], with the changes of this transaction.

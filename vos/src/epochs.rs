@@ -309,7 +309,7 @@ pub(crate) fn age_extent(
         return Ok(());
     }
     let head: ArrayHead = *editor.read(head_place)?;
-    let probe = Probe::number(u128::from(block) << 64 | u128::from(epoch.0));
+    let probe = extents::key_of(block, epoch.0);
     let Some(place) = tree::get(editor.heap(), Extents, head.extents, &probe)? else { return Ok(()) };
     let extent: Extent = *editor.read(place)?;
     let floor = punched_above(editor, holder, range.high)?;

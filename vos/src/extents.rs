@@ -47,7 +47,7 @@ use daos_umem::Heap;
 use crate::{
     Error, memory,
     records::{ArrayHead, Extent, Extents, KeyRecord, ObjectRecord},
-    tree,
+    tree::{self, Probe},
 };
 
 pub(crate) use data::{
@@ -69,6 +69,12 @@ pub(crate) fn block_of(start: u64, end: u64) -> u64 {
 #[inline]
 pub(crate) fn level_of(block: u64) -> u32 {
     block.leading_zeros()
+}
+
+/// The key, in the tree of an array, of the extent that `block` has of `epoch`.
+#[inline]
+pub(crate) fn key_of(block: u64, epoch: u64) -> Probe<'static> {
+    Probe::number(u128::from(block) << 64 | u128::from(epoch))
 }
 
 /// What an array belongs to.
@@ -105,6 +111,15 @@ pub(crate) fn at_epoch(
     // a write costs the same wherever in the history of its range it belongs.
     const TRIES: u32 = 4;
     each_level(head.levels, range, |low, high| {
+        if low == high {
+            if let Some(place) = tree::get(heap, Extents, head.extents, &key_of(low, epoch))? {
+                let extent: &Extent = memory::read(heap, place)?;
+                if extent.start < range.end && extent.end > range.start {
+                    visit(place)?;
+                }
+            }
+            return Ok(());
+        }
         let low = u128::from(low) << 64;
         let mut next = Some(u128::from(high) << 64 | u128::from(epoch));
         let may = |summary: &tree::Summary| {

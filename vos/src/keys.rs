@@ -14,7 +14,7 @@ use crate::{
         ContainerRecord, DkeyExtension, KEY_RECORD_BYTES, KeyRecord, Keys, Kind, NEST_BYTES_MAX,
         ObjectRecord, Objects, PunchRecord, Punches, object_id, object_tail,
     },
-    tree::{self, Probe},
+    tree::{self, Path, Probe},
 };
 
 /// The object with this ID in the tree of objects whose root word is `root`.
@@ -30,22 +30,20 @@ pub(crate) fn object_for_change(
     epoch: Epoch,
 ) -> Result<u64, Error> {
     let objects = editor.container_field(offset_of!(ContainerRecord, objects));
-    if let Some(object) = find_object(editor.heap(), *editor.read(objects)?, id)? {
+    let tail = object_tail(id);
+    let (root, probe) = (*editor.read(objects)?, Objects::of(id, &tail));
+    let mut path = Path::new();
+    path.lead_to::<Objects>(editor.heap(), root, &probe)?;
+    if let Some(object) = tree::get_at(editor.heap(), Objects, root, &path, &probe)? {
         if editor.read::<ObjectRecord>(object)?.newest < epoch.0 {
             editor.write(object + offset_of!(ObjectRecord, newest) as u64, &epoch.0)?;
         }
         return Ok(object);
     }
-    let record = ObjectRecord {
-        id: object_tail(id),
-        root: 0,
-        punches: 0,
-        newest: epoch.0,
-        metadata: 0,
-        metadata_bytes: 0,
-    };
+    let record =
+        ObjectRecord { id: tail, root: 0, punches: 0, newest: epoch.0, metadata: 0, metadata_bytes: 0 };
     let object = memory::allocate_with(editor.tx, &[record.as_bytes()])?;
-    tree::insert(editor.tx, Objects, objects, &Objects::of(id, &object_tail(id)), object)?;
+    tree::insert_at(editor.tx, Objects, objects, &path, &probe, object)?;
     editor.count_object(1);
     Ok(object)
 }
@@ -77,13 +75,13 @@ pub(crate) fn check_key(key: &[u8], order: KeyOrder) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a key below `parent` and puts it into the tree at `root_place`. `owner` is the key in whose nest it may lie, and
+/// Makes a key below `parent` and puts it into the tree at `root_place`, at the end of `path`. `owner` is the key in whose nest it may lie, and
 /// `nest` the room for what will be below it.
 pub(crate) fn create_key(
     editor: &mut Editor<'_, '_>,
     class: Keys,
     (parent, owner, root_place): (u64, Option<u64>, u64),
-    probe: &Probe<'_>,
+    (probe, path): (&Probe<'_>, &Path),
     kind: Kind,
     nest: u64,
 ) -> Result<u64, Error> {
@@ -105,7 +103,7 @@ pub(crate) fn create_key(
     let written = memory::write_slice(editor.tx, place, &scratch);
     editor.cache.scratch = scratch;
     written?;
-    tree::insert(editor.tx, class, root_place, probe, place)?;
+    tree::insert_at(editor.tx, class, root_place, path, probe, place)?;
     Ok(place)
 }
 

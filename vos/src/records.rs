@@ -423,6 +423,7 @@ impl Objects {
 
 impl KeyClass for Objects {
     const TAILS: bool = true;
+    const TAIL_IS_KEY: bool = true;
 
     fn probe(self, heap: &Heap, record: u64) -> Result<Probe<'_>, Error> {
         let object: &ObjectRecord = memory::read(heap, record)?;
@@ -494,7 +495,7 @@ impl KeyClass for Extents {
             return Err(Error::Corrupt { place: "extent", position: record });
         }
         let block = crate::extents::block_of(extent.start, extent.end);
-        Ok(Probe::number(u128::from(block) << 64 | u128::from(extent.epoch)))
+        Ok(crate::extents::key_of(block, extent.epoch))
     }
 
     fn tail(self, _: &Heap, _: u64) -> Result<&[u8], Error> {

@@ -248,7 +248,7 @@ impl<E: Env> Pool<E> {
                 }
                 let head: u64 = *memory::read(heap, holder.head_place())?;
                 let root = memory::read::<ArrayHead>(heap, head)?.extents;
-                let probe = Probe::number(u128::from(block) << 64 | u128::from(epoch));
+                let probe = extents::key_of(block, epoch);
                 let Some(place) = tree::get(heap, Extents, root, &probe)? else { return Ok(()) };
                 let extent: &Extent = memory::read(heap, place)?;
                 if extent.flags & (PUNCHED | STORED) == 0 {

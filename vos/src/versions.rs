@@ -20,7 +20,7 @@ use crate::{
         AGED, DETACHED, DETACHED_BYTES_MIN, KeyRecord, PUNCHED, STORED, Stamp, VERSION_BYTES, Version,
         Versions, writer_flags,
     },
-    tree::{self, Probe},
+    tree::{self, Path, Probe},
 };
 
 /// Longest version (header and bytes) that is put into the nest of its key.
@@ -36,6 +36,16 @@ pub(crate) enum Content<'a> {
 }
 
 impl Content<'_> {
+    /// Compares bytes that a caller gave with their checksum.
+    fn check(&self) -> Result<(), Error> {
+        match self {
+            Content::Inline(bytes, checksum) if crc32c::crc32c(bytes) != checksum.0 => {
+                Err(Error::BadChecksum { place: "data to be written", position: 0 })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes of a version with this content.
     pub fn version_bytes(&self) -> u64 {
         VERSION_BYTES
@@ -126,7 +136,7 @@ pub(crate) fn judge(
     }
 }
 
-/// Writes a version of `key`. Says whether the block tier's extent of `content`, if it has one, is used now.
+/// Writes a version of `key`, unless its bytes differ from their checksum. Says whether the block tier's extent of `content`, if it has one, is used now.
 pub(crate) fn put(
     editor: &mut Editor<'_, '_>,
     key: u64,
@@ -135,40 +145,55 @@ pub(crate) fn put(
     conflict: Conflict,
     content: &Content<'_>,
 ) -> Result<bool, Error> {
+    content.check()?;
     let root_place = key + offset_of!(KeyRecord, root) as u64;
     let probe = Probe::number(epoch.0.into());
-    let old = tree::get(editor.heap(), Versions, *editor.read(root_place)?, &probe)?;
-    if let Some(old) = old {
-        let record: Version = *editor.read(old)?;
-        let heap = editor.heap();
-        let verdict = judge(record.stamp(), writer, conflict, || content.is_that_of(heap, old, conflict))?;
-        if verdict == Verdict::Keep {
-            return Ok(false);
-        }
-        let header = content.header(epoch, writer);
-        if record.flags & AGED != 0 {
-            // What was there had been aggregated; what replaces it is a change that nobody has dealt with.
-            Entry::Single(key).note(editor, epoch, writer.cookie)?;
-        }
-        give_back_data(editor, old)?;
-        editor.count_record(0, i64::from(header.length) - i64::from(record.length));
-        if content.version_bytes() == bytes_of(&record) {
-            write(editor, old, &header, content)?;
-        } else {
-            tree::remove(editor.tx, Versions, root_place, &probe)?;
-            editor.release_below(Some(key), old)?;
-            let place = editor.place_below(Some(key), content.version_bytes())?;
-            write(editor, place, &header, content)?;
-            tree::insert(editor.tx, Versions, root_place, &probe, place)?;
-        }
-        return Ok(true);
+    let root: u64 = *editor.read(root_place)?;
+    let mut path = Path::new();
+    path.lead_to::<Versions>(editor.heap(), root, &probe)?;
+    if let Some(old) = tree::get_at(editor.heap(), Versions, root, &path, &probe)? {
+        return replace(editor, key, (old, &probe), (epoch, writer, conflict), content);
     }
     let header = content.header(epoch, writer);
     let place = editor.place_below(Some(key), content.version_bytes())?;
     write(editor, place, &header, content)?;
-    tree::insert(editor.tx, Versions, root_place, &probe, place)?;
+    tree::insert_at(editor.tx, Versions, root_place, &path, &probe, place)?;
     Entry::Single(key).note(editor, epoch, writer.cookie)?;
     editor.count_record(1, i64::from(header.length));
+    Ok(true)
+}
+
+/// What [`put`] does where `key` has a version of the same epoch, at `old`.
+fn replace(
+    editor: &mut Editor<'_, '_>,
+    key: u64,
+    (old, probe): (u64, &Probe<'_>),
+    (epoch, writer, conflict): (Epoch, Writer, Conflict),
+    content: &Content<'_>,
+) -> Result<bool, Error> {
+    let record: Version = *editor.read(old)?;
+    let heap = editor.heap();
+    let verdict = judge(record.stamp(), writer, conflict, || content.is_that_of(heap, old, conflict))?;
+    if verdict == Verdict::Keep {
+        return Ok(false);
+    }
+    let header = content.header(epoch, writer);
+    if record.flags & AGED != 0 {
+        // What was there had been aggregated; what replaces it is a change that nobody has dealt with.
+        Entry::Single(key).note(editor, epoch, writer.cookie)?;
+    }
+    give_back_data(editor, old)?;
+    editor.count_record(0, i64::from(header.length) - i64::from(record.length));
+    if content.version_bytes() == bytes_of(&record) {
+        write(editor, old, &header, content)?;
+    } else {
+        let root_place = key + offset_of!(KeyRecord, root) as u64;
+        tree::remove(editor.tx, Versions, root_place, probe)?;
+        editor.release_below(Some(key), old)?;
+        let place = editor.place_below(Some(key), content.version_bytes())?;
+        write(editor, place, &header, content)?;
+        tree::insert(editor.tx, Versions, root_place, probe, place)?;
+    }
     Ok(true)
 }
 

@@ -22,7 +22,7 @@ use crate::{
     records::{
         AGED, ContainerRecord, Group, KeyRecord, Keys, Kind, ObjectRecord, PunchRecord, Punches, writer_flags,
     },
-    tree::{self, Probe},
+    tree::{self, Path, Probe},
     versions::{self, Content},
 };
 
@@ -102,15 +102,18 @@ fn update_key(
     update: &KeyUpdate<'_>,
 ) -> Result<(), Error> {
     check_key(update.key, id.dkey_order())?;
-    let content = content_of(update.value.as_ref())?;
     let class = Keys { order: id.dkey_order(), seed: editor.seed };
     let probe = class.of(update.key);
     let root_place = object + offset_of!(ObjectRecord, root) as u64;
-    let key = match tree::get(editor.heap(), class, *editor.read(root_place)?, &probe)? {
+    let content = content_of(update.value.as_ref())?;
+    let root: u64 = *editor.read(root_place)?;
+    let mut path = Path::new();
+    path.lead_to::<Keys>(editor.heap(), root, &probe)?;
+    let key = match tree::get_at(editor.heap(), class, root, &path, &probe)? {
         Some(key) => key,
         None => {
             let places = (object, None, root_place);
-            keys::create_key(editor, class, places, &probe, Kind::Key, content.nest_bytes())?
+            keys::create_key(editor, class, places, (&probe, &path), Kind::Key, content.nest_bytes())?
         }
     };
     put_version(editor, key, terms, &content, update.value.as_ref())
@@ -131,16 +134,13 @@ fn put_version(
     Ok(())
 }
 
-/// Checks a value that a caller gave.
+/// What a value that a caller gave is as a version. Its checksum is compared when it is put there.
 fn content_of<'a>(value: Option<&Value<'a>>) -> Result<Content<'a>, Error> {
     Ok(match value {
         None => Content::Punched,
         Some(Value::Inline(bytes, checksum)) => {
             if bytes.len() > INLINE_BYTES_MAX {
                 return Err(Error::Invalid("an inline value is longer than 1 MiB"));
-            }
-            if crc32c::crc32c(bytes) != checksum.0 {
-                return Err(Error::BadChecksum { place: "data to be written", position: 0 });
             }
             Content::Inline(bytes, *checksum)
         }
@@ -168,7 +168,10 @@ fn dkey_at(
     let class = Keys { order: id.dkey_order(), seed: editor.seed };
     let probe = class.of(dkey);
     let root_place = object + offset_of!(ObjectRecord, root) as u64;
-    if let Some(dkey) = tree::get(editor.heap(), class, *editor.read(root_place)?, &probe)? {
+    let root: u64 = *editor.read(root_place)?;
+    let mut path = Path::new();
+    path.lead_to::<Keys>(editor.heap(), root, &probe)?;
+    if let Some(dkey) = tree::get_at(editor.heap(), class, root, &path, &probe)? {
         let punches = keys::dkey_punches(editor.heap(), dkey)?;
         check_punches(editor, punches, terms)?;
         return Ok(dkey);
@@ -183,7 +186,8 @@ fn dkey_at(
             crate::records::KEY_RECORD_BYTES + (akey.akey.len() as u64).next_multiple_of(8) + below
         }
     };
-    keys::create_key(editor, class, (object, None, root_place), &probe, Kind::Dkey, nest)
+    let places = (object, None, root_place);
+    keys::create_key(editor, class, places, (&probe, &path), Kind::Dkey, nest)
 }
 
 fn update_akey(
@@ -224,15 +228,18 @@ fn akey_at(
     let class = Keys { order: id.akey_order(), seed: editor.seed };
     let probe = class.of(akey);
     let root_place = keys::akeys_place(editor.heap(), dkey)?;
-    if let Some(key) = tree::get(editor.heap(), class, *editor.read(root_place)?, &probe)? {
+    let root: u64 = *editor.read(root_place)?;
+    let mut path = Path::new();
+    path.lead_to::<Keys>(editor.heap(), root, &probe)?;
+    if let Some(key) = tree::get_at(editor.heap(), class, root, &path, &probe)? {
         let found = editor.read::<KeyRecord>(key)?.kind();
         if kind.is_some_and(|kind| kind != found) {
             return Err(Error::WrongType("the akey holds another kind of data"));
         }
         return Ok(key);
     }
-    let places = (dkey, Some(dkey), root_place);
-    keys::create_key(editor, class, places, &probe, kind.unwrap_or(Kind::Single), nest)
+    let (places, kind) = ((dkey, Some(dkey), root_place), kind.unwrap_or(Kind::Single));
+    keys::create_key(editor, class, places, (&probe, &path), kind, nest)
 }
 
 fn write_extent(
@@ -255,13 +262,8 @@ fn write_extent(
         }
     };
     let range = extent_range(update.offset, length)?;
-    match source {
-        Source::Inline(bytes, checksums) => extents::check_inline(&range, &checksums, Some(bytes))?,
-        Source::Stored(..) if !stored_for(stored, update.offset) => {
-            return Err(Error::Invalid("the bytes were stored for another offset"));
-        }
-        Source::Stored(_, checksums) => extents::check_inline(&range, &checksums, None)?,
-        Source::Punched => {}
+    if stored.is_some_and(|stored| !stored_for(stored, update.offset)) {
+        return Err(Error::Invalid("the bytes were stored for another offset"));
     }
     let new = NewExtent { range, epoch: terms.epoch, writer: terms.writer, source };
     let used = extents::insert(editor, holder, &new, terms.conflict)?;
@@ -272,11 +274,9 @@ fn write_extent(
 }
 
 /// Whether bytes were stored with the chunks of an extent at `offset`.
-fn stored_for(stored: Option<&crate::StoredExtent>, offset: u64) -> bool {
-    stored.is_some_and(|stored| {
-        let chunk = u64::from(stored.chunk_bytes);
-        chunk != 0 && offset % chunk == stored.chunk_offset
-    })
+fn stored_for(stored: &crate::StoredExtent, offset: u64) -> bool {
+    let chunk = u64::from(stored.chunk_bytes);
+    chunk != 0 && offset % chunk == stored.chunk_offset
 }
 
 fn extent_range(offset: u64, length: u64) -> Result<std::ops::Range<u64>, Error> {
@@ -350,9 +350,15 @@ fn dkey_for_punch(editor: &mut Editor<'_, '_>, id: ObjectId, object: u64, dkey: 
     let class = Keys { order: id.dkey_order(), seed: editor.seed };
     let probe = class.of(dkey);
     let root_place = object + offset_of!(ObjectRecord, root) as u64;
-    match tree::get(editor.heap(), class, *editor.read(root_place)?, &probe)? {
+    let root: u64 = *editor.read(root_place)?;
+    let mut path = Path::new();
+    path.lead_to::<Keys>(editor.heap(), root, &probe)?;
+    match tree::get_at(editor.heap(), class, root, &path, &probe)? {
         Some(dkey) => Ok(dkey),
-        None => keys::create_key(editor, class, (object, None, root_place), &probe, Kind::Dkey, 0),
+        None => {
+            let places = (object, None, root_place);
+            keys::create_key(editor, class, places, (&probe, &path), Kind::Dkey, 0)
+        }
     }
 }
 

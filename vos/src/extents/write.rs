@@ -5,7 +5,7 @@ use std::{mem::offset_of, ops::Range};
 use daos_types::{Cookie, Epoch, Writer, WriterKind};
 use zerocopy::IntoBytes;
 
-use super::{Holder, at_epoch, block_of, level_of, owner_of};
+use super::{Holder, at_epoch, block_of, data::check_inline, key_of, level_of, owner_of};
 use crate::{
     Checksums, Conflict, Error,
     editor::Editor,
@@ -15,7 +15,7 @@ use crate::{
         AGED, ArrayHead, DETACHED, DETACHED_BYTES_MIN, EXTENT_BYTES, Extent, Extents, PUNCHED, REBUILD,
         STORED, VIEW, writer_flags,
     },
-    tree::{self, Probe},
+    tree::{self, Path},
 };
 
 /// What a new extent holds.
@@ -37,6 +37,15 @@ pub(crate) struct NewExtent<'a> {
 }
 
 impl NewExtent<'_> {
+    /// Checks the checksums that the caller gave.
+    fn check(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::Punched => Ok(()),
+            Source::Inline(bytes, checksums) => check_inline(&self.range, checksums, Some(bytes)),
+            Source::Stored(_, checksums) => check_inline(&self.range, checksums, None),
+        }
+    }
+
     /// Whether the extent at `place` is known to hold the same; as for single values, equal checksums of what is stored on the
     /// block tier tell a repetition only.
     fn is_that_of(&self, editor: &Editor<'_, '_>, place: u64, conflict: Conflict) -> Result<bool, Error> {
@@ -77,15 +86,42 @@ pub(crate) fn insert(
         editor.write(holder.head_place(), &head_place)?;
     }
     let head: ArrayHead = *editor.read(head_place)?;
+    let block = block_of(new.range.start, new.range.end);
     let mut overlapping = Vec::new();
-    at_epoch(editor.heap(), &head, &new.range, new.epoch.0, &mut |place| {
+    // What has the epoch in the block that the extent belongs to overlaps it: both cross the block's middle.
+    let probe = key_of(block, new.epoch.0);
+    let mut path = Path::new();
+    path.lead_to::<Extents>(editor.heap(), head.extents, &probe)?;
+    new.check()?;
+    overlapping.extend(tree::get_at(editor.heap(), Extents, head.extents, &path, &probe)?);
+    let others = ArrayHead { levels: head.levels & !(1 << level_of(block)), ..head };
+    at_epoch(editor.heap(), &others, &new.range, new.epoch.0, &mut |place| {
         overlapping.push(place);
         Ok(())
     })?;
+    if overlapping.is_empty() {
+        let owner = write_owner(editor, new, 1, 0)?;
+        editor.count_record(0, stored_bytes(new.range.end - new.range.start, &new.source));
+        widen_head(editor, head_place, 1 << level_of(block), new.epoch.0)?;
+        link_at(editor, holder, head_place, owner, Some(&path))?;
+        return Ok(true);
+    }
+    insert_among(editor, holder, head_place, new, conflict, &overlapping)
+}
+
+/// As [`insert`], where extents of the epoch overlap the new one.
+fn insert_among(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    head_place: u64,
+    new: &NewExtent<'_>,
+    conflict: Conflict,
+    overlapping: &[u64],
+) -> Result<bool, Error> {
     // Where something stays that counts more than the new extent.
     let mut kept: Vec<Range<u64>> = Vec::new();
     let mut replaced = Vec::new();
-    for &place in &overlapping {
+    for &place in overlapping {
         let old: Extent = *editor.read(place)?;
         let refused = Error::EpochConflict { epoch: new.epoch, holder: Cookie(old.cookie) };
         let (old_rebuild, rebuild) = (old.flags & REBUILD != 0, new.writer.kind == WriterKind::Rebuild);
@@ -222,10 +258,25 @@ pub(super) fn link(
     head_place: u64,
     place: u64,
 ) -> Result<(), Error> {
+    link_at(editor, holder, head_place, place, None)
+}
+
+/// As [`link`], where the way to the extent's place in the tree may be known already.
+fn link_at(
+    editor: &mut Editor<'_, '_>,
+    holder: Holder,
+    head_place: u64,
+    place: u64,
+    path: Option<&Path>,
+) -> Result<(), Error> {
     let extent: Extent = *editor.read(place)?;
     let block = block_of(extent.start, extent.end);
-    let probe = Probe::number(u128::from(block) << 64 | u128::from(extent.epoch));
-    tree::insert(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe, place)?;
+    let probe = key_of(block, extent.epoch);
+    let root_place = head_place + offset_of!(ArrayHead, extents) as u64;
+    match path {
+        Some(path) => tree::insert_at(editor.tx, Extents, root_place, path, &probe, place)?,
+        None => tree::insert(editor.tx, Extents, root_place, &probe, place)?,
+    }
     editor.count_record(1, 0);
     if extent.flags & AGED != 0 {
         return Ok(());
@@ -320,8 +371,7 @@ fn unlink_with(
 ) -> Result<(), Error> {
     let extent: Extent = *editor.read(place)?;
     let owner = owner_of(editor.heap(), place)?;
-    let probe =
-        Probe::number(u128::from(block_of(extent.start, extent.end)) << 64 | u128::from(extent.epoch));
+    let probe = key_of(block_of(extent.start, extent.end), extent.epoch);
     tree::remove(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe)?;
     editor.count_record(-1, 0);
     if owner != place {
@@ -391,7 +441,7 @@ pub(crate) fn remove(
         return Ok(false);
     }
     let head: ArrayHead = *editor.read(head_place)?;
-    let probe = Probe::number(u128::from(block) << 64 | u128::from(epoch.0));
+    let probe = key_of(block, epoch.0);
     let Some(place) = tree::get(editor.heap(), Extents, head.extents, &probe)? else { return Ok(false) };
     if !wanted(editor.read(place)?) {
         return Ok(false);

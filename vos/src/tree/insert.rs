@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use daos_umem::{Heap, Transaction};
 
 use super::{
-    KeyClass, Path, Probe, Root, Summary, descend_with_path,
+    KeyClass, Path, Probe, Root, Step, Summary,
     node::{
         Child, Entry, INNER_CAPACITY, Inner, LEAF_CAPACITY, Node, Prefix, capacity_for, create_leaf,
         write_slot, write_tail,
@@ -21,9 +21,22 @@ pub(crate) fn insert<C: KeyClass>(
     probe: &Probe<'_>,
     record: u64,
 ) -> Result<(), Error> {
+    let mut path = Path::new();
+    path.lead_to::<C>(tx.heap(), *memory::read(tx.heap(), root_place)?, probe)?;
+    insert_at(tx, class, root_place, &path, probe, record)
+}
+
+/// As [`insert`], at the end of the way to it; the tree has not changed since.
+pub(crate) fn insert_at<C: KeyClass>(
+    tx: &mut Transaction<'_>,
+    class: C,
+    root_place: u64,
+    path: &Path,
+    probe: &Probe<'_>,
+    record: u64,
+) -> Result<(), Error> {
     debug_assert!(record != 0 && record.is_multiple_of(8));
-    let root = Root::decode(*memory::read::<u64>(tx.heap(), root_place)?)?;
-    match root {
+    match Root::decode(*memory::read::<u64>(tx.heap(), root_place)?)? {
         Root::Empty => memory::write(tx, root_place, &Root::Record(record).encode()),
         Root::Record(other) => {
             let other_probe = class.probe(tx.heap(), other)?;
@@ -32,19 +45,19 @@ pub(crate) fn insert<C: KeyClass>(
             let leaf = create_leaf(tx, narrow, capacity_for(narrow, 2, true), &entries)?;
             memory::write(tx, root_place, &Root::Node(leaf).encode())
         }
-        Root::Node(node) => {
-            let (leaf, path) = descend_with_path::<C>(tx.heap(), node, probe)?;
+        Root::Node(_) => {
+            let leaf = path.leaf(tx.heap())?;
             let (offset, free) = (leaf.offset, leaf.used().trailing_ones() as usize);
             if free < leaf.capacity() {
                 fill_slot(tx, offset, free, probe, record)?;
             } else if leaf.capacity() < LEAF_CAPACITY {
-                grow(tx, root_place, &path, offset, probe, record)?;
+                grow(tx, root_place, path, offset, probe, record)?;
             } else {
-                return split_leaf(tx, class, root_place, &path, offset, probe, record);
+                return split_leaf(tx, class, root_place, path, offset, probe, record);
             }
             if C::SUMMARIES {
                 let summary = class.summary(tx.heap(), record)?;
-                widen::<C>(tx, &path, summary)?;
+                widen::<C>(tx, path, summary)?;
             }
             Ok(())
         }
@@ -53,10 +66,10 @@ pub(crate) fn insert<C: KeyClass>(
 
 /// Adds `summary` to those of all nodes on the way to a leaf.
 fn widen<C: KeyClass>(tx: &mut Transaction<'_>, path: &Path, summary: Summary) -> Result<(), Error> {
-    for &(offset, index) in path.steps() {
-        let node = Node::read(tx.heap(), offset)?;
-        let old = node.summaries::<C>()?[index];
-        let place = node.summary_offset::<C>(index);
+    for step in path.steps() {
+        let node = Node::read(tx.heap(), step.node())?;
+        let old = node.summaries::<C>()?[step.index()];
+        let place = node.summary_offset::<C>(step.index());
         if old.merge(summary) != old {
             memory::write(tx, place, &old.merge(summary))?;
         }
@@ -114,8 +127,8 @@ fn grow(
     memory::free(tx, leaf)?;
     match path.steps().last() {
         None => memory::write(tx, root_place, &Root::Node(larger).encode()),
-        Some(&(parent, index)) => {
-            let place = Node::read(tx.heap(), parent)?.child_offset(index);
+        Some(step) => {
+            let place = Node::read(tx.heap(), step.node())?.child_offset(step.index());
             memory::write(tx, place, &larger)
         }
     }
@@ -154,9 +167,13 @@ fn split_leaf<C: KeyClass>(
     let node = Node::read(heap, leaf)?;
     let narrow = node.is_narrow();
     let (mut all, count) = entries(&node)?;
+    if C::SUMMARIES {
+        // All of them are about to be read.
+        all[..count].iter().for_each(|entry| memory::prefetch(heap, entry.record));
+    }
     all[count] = Entry::new(narrow, probe, record);
     // Records that arrive in order fill their leaves: only the newest moves on.
-    let appends = is_last(heap, path)? && is_greatest(heap, class, &all[count], &all[..count])?;
+    let appends = is_last(heap, path.steps())? && is_greatest(heap, class, &all[count], &all[..count])?;
     let middle = if appends { count } else { all.len() / 2 };
     if !appends {
         part(heap, class, &mut all, middle)?;
@@ -203,10 +220,10 @@ fn part<C: KeyClass>(heap: &Heap, class: C, entries: &mut [Entry], middle: usize
     failure.map_or(Ok(()), Err)
 }
 
-/// Whether the way leads to the last leaf of the tree.
-fn is_last(heap: &Heap, path: &Path) -> Result<bool, Error> {
-    for &(node, index) in path.steps() {
-        if index + 1 != Node::read(heap, node)?.count() {
+/// Whether a way leads to the last node of its level.
+fn is_last(heap: &Heap, steps: &[Step]) -> Result<bool, Error> {
+    for step in steps {
+        if step.index() + 1 != Node::read(heap, step.node())?.count() {
             return Ok(false);
         }
     }
@@ -251,7 +268,8 @@ fn add_child<C: KeyClass>(
 ) -> Result<(), Error> {
     let (mut left, mut left_summary, mut child) = (left, left_summary, child);
     let mut level = 0;
-    for &(offset, index) in path.steps().iter().rev() {
+    for (depth, step) in path.steps().iter().enumerate().rev() {
+        let (offset, index) = (step.node(), step.index());
         let node = Node::read(tx.heap(), offset)?;
         let mut inner = Inner::load::<C>(&node)?;
         inner.children[index] = left;
@@ -262,18 +280,18 @@ fn add_child<C: KeyClass>(
             let summary = inner.summary();
             inner.store::<C>(tx, offset)?;
             if C::SUMMARIES {
-                let above = path.steps().iter().position(|step| step.0 == offset).unwrap_or(0);
-                for &(place, index) in path.steps()[..above].iter().rev() {
-                    let node = Node::read(tx.heap(), place)?;
-                    let old = node.summaries::<C>()?[index];
-                    let summary_place = node.summary_offset::<C>(index);
+                for step in path.steps()[..depth].iter().rev() {
+                    let node = Node::read(tx.heap(), step.node())?;
+                    let old = node.summaries::<C>()?[step.index()];
+                    let summary_place = node.summary_offset::<C>(step.index());
                     memory::write(tx, summary_place, &old.merge(summary))?;
                 }
             }
             return Ok(());
         }
-        // Nodes that fill in order are left nearly full.
-        let middle = if index + 2 == inner.count { inner.count - 2 } else { inner.count / 2 };
+        // Nodes that fill in order are left nearly full: only the last of its level, or splits of one node could follow each other.
+        let appends = index + 2 == inner.count && is_last(tx.heap(), &path.steps()[..depth])?;
+        let middle = if appends { inner.count - 2 } else { inner.count / 2 };
         let mut right = Inner::new(inner.level, narrow);
         for from in middle..inner.count {
             right.insert(from - middle, inner.child(from));

@@ -51,15 +51,16 @@ use crate::{Error, memory};
 use node::Node;
 
 pub(crate) use check::check;
-pub(crate) use insert::insert;
+pub(crate) use insert::{insert, insert_at};
 pub(crate) use remove::remove;
 pub(crate) use scan::{Bound, floor, scan, scan_back};
 
 /// Cache lines of a leaf that a search asks for.
 const LEAF_LINES: u64 = 13;
 
-/// Levels that a tree may have: more than 2^64 records need.
-pub(crate) const DEPTH_MAX: usize = 24;
+/// Levels above the leaves that a tree may have. Between two splits of nodes of one level lie 24 of the level below, so that more
+/// levels would need 24^16 insertions.
+const DEPTH_MAX: usize = 16;
 
 /// A key as the tree sees it.
 #[derive(Clone, Copy, Debug)]
@@ -120,8 +121,7 @@ impl Summary {
 
 /// What the keys of a tree are. `record` is the arena offset of a record.
 pub(crate) trait KeyClass: Copy {
-    /// Whether a tail is the whole key, so that the prefix need not be compared. The ID of an object is not: two objects
-    /// that differ in the upper words only were once taken for one while they were alone in their tree.
+    /// Whether a tail is the whole key, so that the prefix need not be compared.
     const TAIL_IS_KEY: bool = false;
     /// Whether keys of equal prefix may differ.
     const TAILS: bool;
@@ -173,7 +173,7 @@ impl Root {
 }
 
 /// Whether a record has the key of `probe`, its prefix being equal or unknown.
-#[inline]
+#[inline(always)]
 fn is_key<C: KeyClass>(heap: &Heap, class: C, record: u64, probe: &Probe<'_>) -> Result<bool, Error> {
     let same_tail = !C::TAILS || class.tail(heap, record)? == probe.tail;
     Ok(same_tail && (C::TAIL_IS_KEY || class.probe(heap, record)?.prefix == probe.prefix))
@@ -197,6 +197,30 @@ pub(crate) fn get<C: KeyClass>(
     }
 }
 
+/// The record with the key of `probe` in the tree whose root word is `root`, at the end of the way to it.
+#[inline]
+pub(crate) fn get_at<C: KeyClass>(
+    heap: &Heap,
+    class: C,
+    root: u64,
+    path: &Path,
+    probe: &Probe<'_>,
+) -> Result<Option<u64>, Error> {
+    match Root::decode(root)? {
+        Root::Empty => Ok(None),
+        Root::Record(record) => Ok(is_key(heap, class, record, probe)?.then_some(record)),
+        Root::Node(_) => {
+            let leaf = path.leaf(heap)?;
+            let found = find_in_leaf(heap, class, &leaf, probe)?;
+            if found.is_none() {
+                // Whoever goes to the end of a way does so to insert what is not there.
+                leaf.prefetch_free_slot();
+            }
+            Ok(found.map(|(_, record)| record))
+        }
+    }
+}
+
 /// The leaf in which the key of `probe` is, if it is anywhere below `node`.
 #[inline]
 pub(crate) fn descend<'h, C: KeyClass>(
@@ -207,15 +231,21 @@ pub(crate) fn descend<'h, C: KeyClass>(
     let mut node = Node::read(heap, node)?;
     while node.level() > 0 {
         let child = node.children()?[node.child_index::<C>(probe)?];
-        if C::TAILS && node.level() == 1 {
-            // Which slot it will be is known only once the fingerprints are here: wait for both at once.
-            for line in 0..LEAF_LINES {
-                memory::prefetch(heap, child + line * 64);
-            }
-        }
+        prefetch_child::<C>(heap, &node, child);
         node = node.child(child)?;
     }
     Ok(node)
+}
+
+/// Asks for `child` of `node` if it is a leaf. With tails all of it: which slot it will be is known only once the fingerprints are
+/// here, and a search waits for both at once.
+#[inline]
+fn prefetch_child<C: KeyClass>(heap: &Heap, node: &Node<'_>, child: u64) {
+    if node.level() == 1 {
+        for line in 0..if C::TAILS { LEAF_LINES } else { 2 } {
+            memory::prefetch(heap, child + line * 64);
+        }
+    }
 }
 
 /// Slot and record of the key of `probe` in a leaf.
@@ -297,43 +327,82 @@ pub(crate) fn prefetch_record(heap: &Heap, leaf: u64, index: u32, lines: u64) ->
     Ok(())
 }
 
-/// The way from the root to a leaf: nodes, and which child was taken in each.
+/// The way from the root to the leaf where a key is or would go. Good until the tree changes.
 pub(crate) struct Path {
-    steps: [(u64, usize); DEPTH_MAX],
+    steps: [Step; DEPTH_MAX],
     depth: usize,
+    /// 0 in a tree without nodes.
+    leaf: u64,
+    /// Whether the tree's nodes are.
+    narrow: bool,
+}
+
+/// An inner node, and which of its children was taken, in one word: every change copies a few paths.
+#[derive(Clone, Copy)]
+struct Step(u64);
+
+impl Step {
+    #[inline]
+    fn node(self) -> u64 {
+        self.0 >> 8
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        (self.0 & 0xff) as usize
+    }
 }
 
 impl Path {
-    fn new() -> Self {
-        Self { steps: [(0, 0); DEPTH_MAX], depth: 0 }
+    #[inline]
+    pub fn new() -> Self {
+        Self { steps: [Step(0); DEPTH_MAX], depth: 0, leaf: 0, narrow: false }
+    }
+
+    /// Makes this, which is new, the way to where the key of `probe` is or would go in the tree whose root word is `root`. The leaf is
+    /// asked for but not waited for, so that a caller may do something else before [`get_at`] and [`insert_at`].
+    #[inline]
+    pub fn lead_to<C: KeyClass>(&mut self, heap: &Heap, root: u64, probe: &Probe<'_>) -> Result<(), Error> {
+        let Root::Node(node) = Root::decode(root)? else { return Ok(()) };
+        self.leaf = node;
+        let mut node = Node::read(heap, node)?;
+        self.narrow = node.is_narrow();
+        while node.level() > 0 {
+            let index = node.child_index::<C>(probe)?;
+            self.push(node.offset, index)?;
+            self.leaf = node.children()?[index];
+            if C::SUMMARIES {
+                // An insertion looks whether it must be widened.
+                memory::prefetch(heap, node.summary_offset::<C>(index));
+            }
+            prefetch_child::<C>(heap, &node, self.leaf);
+            if node.level() == 1 {
+                break;
+            }
+            node = node.child(self.leaf)?;
+        }
+        Ok(())
     }
 
     fn push(&mut self, node: u64, index: usize) -> Result<(), Error> {
-        let step = self.steps.get_mut(self.depth).ok_or(Error::Corrupt { place: "tree", position: node })?;
-        *step = (node, index);
+        let corrupt = Error::Corrupt { place: "tree", position: node };
+        *self.steps.get_mut(self.depth).ok_or(corrupt)? = Step(node << 8 | index as u64);
         self.depth += 1;
         Ok(())
     }
 
-    fn steps(&self) -> &[(u64, usize)] {
+    fn steps(&self) -> &[Step] {
         &self.steps[..self.depth]
     }
-}
 
-/// As [`descend`], remembering the way.
-fn descend_with_path<'h, C: KeyClass>(
-    heap: &'h Heap,
-    node: u64,
-    probe: &Probe<'_>,
-) -> Result<(Node<'h>, Path), Error> {
-    let mut path = Path::new();
-    let mut node = Node::read(heap, node)?;
-    while node.level() > 0 {
-        let index = node.child_index::<C>(probe)?;
-        path.push(node.offset, index)?;
-        node = node.child(node.children()?[index])?;
+    #[inline]
+    fn leaf<'h>(&self, heap: &'h Heap) -> Result<Node<'h>, Error> {
+        let leaf = Node::read(heap, self.leaf)?;
+        if leaf.level() != 0 || leaf.is_narrow() != self.narrow {
+            return Err(Error::Corrupt { place: "tree node", position: self.leaf });
+        }
+        Ok(leaf)
     }
-    Ok((node, path))
 }
 
 #[cfg(test)]

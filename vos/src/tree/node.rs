@@ -248,6 +248,15 @@ impl<'h> Node<'h> {
         memory::read_slice(self.heap, self.offset + HEADER_BYTES, u64::from(self.header.capacity))
     }
 
+    /// Asks for the cache line of the slot that an insertion into this leaf would fill, if one is free.
+    #[inline]
+    pub fn prefetch_free_slot(&self) {
+        let free = self.header.used.trailing_ones() as usize;
+        if free < self.capacity() {
+            memory::prefetch(self.heap, self.slot_offset(free));
+        }
+    }
+
     /// Bitmap of the slots in use whose fingerprint is `fingerprint`.
     #[inline]
     pub fn candidates(&self, fingerprint: u8) -> Result<u64, Error> {
@@ -265,7 +274,7 @@ impl<'h> Node<'h> {
         Ok(found & self.header.used)
     }
 
-    #[inline]
+    #[inline(always)]
     pub fn separators(&self) -> Result<Separators<'h>, Error> {
         let start = self.offset + HEADER_BYTES;
         Ok(if self.is_narrow() {
@@ -313,12 +322,15 @@ impl<'h> Node<'h> {
     }
 
     /// Which child of an inner node leads to the key of `probe`.
-    #[inline]
+    #[inline(always)]
     pub fn child_index<C: KeyClass>(&self, probe: &Probe<'_>) -> Result<usize, Error> {
         let separators = self.separators()?;
         let index = match separators {
-            Separators::Wide(all) => all[1..].partition_point(|separator| separator.get() <= probe.prefix),
-            Separators::Narrow(all) => count_not_above(&all[1..], (probe.prefix >> 64) as u64),
+            Separators::Wide(all) => count_not_above(&all[1..], |separator| separator.get() <= probe.prefix),
+            Separators::Narrow(all) => {
+                let wanted = (probe.prefix >> 64) as u64;
+                count_not_above(&all[1..], |&separator| separator <= wanted)
+            }
         };
         if C::TAILS && index > 0 && separators.get(index) == self.kept(probe.prefix) {
             return self.child_index_by_tail::<C>(probe, index);
@@ -357,14 +369,14 @@ impl<'h> Node<'h> {
     }
 }
 
-/// How many of `sorted` are not above `wanted`: first by eighths, then among eight. No branch depends on what is compared,
-/// and no comparison waits for another.
-#[inline]
-fn count_not_above(sorted: &[u64], wanted: u64) -> usize {
+/// How many of `sorted`, which are in ascending order, are not above what is wanted: first by eighths, then among eight. No branch
+/// depends on what is compared, and no comparison waits for another.
+#[inline(always)]
+fn count_not_above<T>(sorted: &[T], is_not_above: impl Fn(&T) -> bool) -> usize {
     let (groups, rest) = sorted.as_chunks::<8>();
-    let whole: usize = groups.iter().map(|group| usize::from(group[7] <= wanted)).sum();
+    let whole: usize = groups.iter().map(|group| usize::from(is_not_above(&group[7]))).sum();
     let among = groups.get(whole).map_or(rest, |group| &group[..]);
-    whole * 8 + among.iter().map(|&value| usize::from(value <= wanted)).sum::<usize>()
+    whole * 8 + among.iter().map(|value| usize::from(is_not_above(value))).sum::<usize>()
 }
 
 #[inline]

@@ -3,7 +3,7 @@
 use daos_umem::Transaction;
 
 use super::{
-    KeyClass, Path, Probe, Root, Summary, descend_with_path, find_in_leaf,
+    KeyClass, Path, Probe, Root, Step, Summary, find_in_leaf,
     insert::{entries, summarise},
     is_key,
     node::{Entry, INNER_CAPACITY, Inner, LEAF_CAPACITY, Node, capacity_for, create_leaf},
@@ -19,7 +19,8 @@ pub(crate) fn remove<C: KeyClass>(
     probe: &Probe<'_>,
 ) -> Result<Option<u64>, Error> {
     let heap = tx.heap();
-    let node = match Root::decode(*memory::read::<u64>(heap, root_place)?)? {
+    let root: u64 = *memory::read(heap, root_place)?;
+    match Root::decode(root)? {
         Root::Empty => return Ok(None),
         Root::Record(record) => {
             if !is_key(heap, class, record, probe)? {
@@ -28,9 +29,11 @@ pub(crate) fn remove<C: KeyClass>(
             memory::write(tx, root_place, &Root::Empty.encode())?;
             return Ok(Some(record));
         }
-        Root::Node(node) => node,
-    };
-    let (leaf, path) = descend_with_path::<C>(heap, node, probe)?;
+        Root::Node(_) => {}
+    }
+    let mut path = Path::new();
+    path.lead_to::<C>(heap, root, probe)?;
+    let leaf = path.leaf(heap)?;
     let Some((index, record)) = find_in_leaf(heap, class, &leaf, probe)? else { return Ok(None) };
     let (offset, used_place, used) = (leaf.offset, leaf.used_offset(), leaf.used() & !(1 << index));
     memory::write(tx, used_place, &used)?;
@@ -40,11 +43,11 @@ pub(crate) fn remove<C: KeyClass>(
         if C::SUMMARIES {
             let (all, count) = entries(&Node::read(tx.heap(), offset)?)?;
             let mut summary = summarise(tx.heap(), class, &all[..count])?;
-            for &(place, index) in path.steps().iter().rev() {
-                let node = Node::read(tx.heap(), place)?;
-                let summary_place = node.summary_offset::<C>(index);
+            for step in path.steps().iter().rev() {
+                let node = Node::read(tx.heap(), step.node())?;
+                let summary_place = node.summary_offset::<C>(step.index());
                 memory::write(tx, summary_place, &summary)?;
-                let node = Node::read(tx.heap(), place)?;
+                let node = Node::read(tx.heap(), step.node())?;
                 summary = node.summaries::<C>()?.iter().fold(Summary::EMPTY, |all, one| all.merge(*one));
             }
         }
@@ -83,7 +86,8 @@ fn merge_leaf<C: KeyClass>(
     leaf: u64,
 ) -> Result<(), Error> {
     let steps = path.steps();
-    let (parent, index) = steps[steps.len() - 1];
+    let last = steps[steps.len() - 1];
+    let (parent, index) = (last.node(), last.index());
     let heap = tx.heap();
     let mut inner = Inner::load::<C>(&Node::read(heap, parent)?)?;
     let count = Node::read(heap, leaf)?.count();
@@ -116,11 +120,11 @@ fn merge_leaf<C: KeyClass>(
 fn drop_child<C: KeyClass>(
     tx: &mut Transaction<'_>,
     root_place: u64,
-    steps: &[(u64, usize)],
+    steps: &[Step],
     mut inner: Inner,
     index: usize,
 ) -> Result<(), Error> {
-    let (offset, _) = steps[steps.len() - 1];
+    let offset = steps[steps.len() - 1].node();
     let above = &steps[..steps.len() - 1];
     inner.remove(index);
     // The separator between the removed child and its left neighbour goes; without one, that to its right, which nobody
@@ -137,18 +141,19 @@ fn drop_child<C: KeyClass>(
             memory::free(tx, offset)?;
             memory::write(tx, root_place, &Root::Empty.encode())
         }
-        (0, Some(&(parent, index))) => {
+        (0, Some(step)) => {
             memory::free(tx, offset)?;
-            let parent = Inner::load::<C>(&Node::read(tx.heap(), parent)?)?;
-            drop_child::<C>(tx, root_place, above, parent, index)
+            let parent = Inner::load::<C>(&Node::read(tx.heap(), step.node())?)?;
+            drop_child::<C>(tx, root_place, above, parent, step.index())
         }
         (1, None) => {
             let child = inner.children[0];
             memory::free(tx, offset)?;
             collapse(tx, root_place, child)
         }
-        (count, Some(&(parent, index))) if count < INNER_CAPACITY / 4 => {
-            let mut parent = Inner::load::<C>(&Node::read(tx.heap(), parent)?)?;
+        (count, Some(step)) if count < INNER_CAPACITY / 4 => {
+            let index = step.index();
+            let mut parent = Inner::load::<C>(&Node::read(tx.heap(), step.node())?)?;
             parent.summaries[index] = inner.summary();
             let left_index = if index > 0 { index - 1 } else { 0 };
             if parent.count == 1 {
@@ -182,15 +187,16 @@ fn drop_child<C: KeyClass>(
 fn drop_merged<C: KeyClass>(
     tx: &mut Transaction<'_>,
     root_place: u64,
-    steps: &[(u64, usize)],
+    steps: &[Step],
     inner: Inner,
     index: usize,
 ) -> Result<(), Error> {
     if C::TAILS {
         // Let the stored node forget the tail, so that the common path frees nothing.
-        let mut stored = Inner::load::<C>(&Node::read(tx.heap(), steps[steps.len() - 1].0)?)?;
+        let node = steps[steps.len() - 1].node();
+        let mut stored = Inner::load::<C>(&Node::read(tx.heap(), node)?)?;
         stored.tails[index] = 0;
-        stored.store::<C>(tx, steps[steps.len() - 1].0)?;
+        stored.store::<C>(tx, node)?;
     }
     drop_child::<C>(tx, root_place, steps, inner, index)
 }

@@ -7,7 +7,7 @@ use daos_umem::Heap;
 use super::{
     KeyClass, Probe, Root, Summary,
     insert::{entries, sort},
-    node::{Node, kept},
+    node::{LEAF_CAPACITY, Node, kept},
 };
 use crate::{Error, memory};
 
@@ -183,21 +183,7 @@ fn scan_back_node<C: KeyClass>(
     visit: Visit<'_>,
 ) -> Result<ControlFlow<()>, Error> {
     if node.level() == 0 {
-        let (mut all, count) = entries(node)?;
-        let mut kept = 0;
-        for index in 0..count {
-            if low <= all[index].prefix && all[index].prefix <= high {
-                all[kept] = all[index];
-                kept += 1;
-            }
-        }
-        all[..kept].sort_unstable_by_key(|entry| std::cmp::Reverse(entry.prefix));
-        for entry in &all[..kept] {
-            if visit(entry.record)?.is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        return Ok(ControlFlow::Continue(()));
+        return scan_leaf_back(node, (low, high), visit);
     }
     let (children, summaries, separators) = (node.children()?, node.summaries::<C>()?, node.separators()?);
     for index in (0..=node.child_index::<C>(&Probe::number(high))?).rev() {
@@ -208,6 +194,33 @@ fn scan_back_node<C: KeyClass>(
         }
         if index > 0 && separators.get(index) <= low {
             break;
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+fn scan_leaf_back(
+    leaf: &Node<'_>,
+    (low, high): (u128, u128),
+    visit: Visit<'_>,
+) -> Result<ControlFlow<()>, Error> {
+    // Mostly none or one of them is wanted: the others are not copied.
+    let (slots, mut used) = (leaf.slots()?, leaf.used());
+    let (mut wanted, mut count) = ([0u8; LEAF_CAPACITY], 0);
+    while used != 0 {
+        let index = used.trailing_zeros();
+        let (prefix, _) = slots.get(index as usize);
+        if low <= prefix && prefix <= high {
+            wanted[count] = index as u8;
+            count += 1;
+        }
+        used &= used - 1;
+    }
+    let wanted = &mut wanted[..count];
+    wanted.sort_unstable_by_key(|&index| std::cmp::Reverse(slots.get(usize::from(index)).0));
+    for &index in &*wanted {
+        if visit(slots.get(usize::from(index)).1)?.is_break() {
+            return Ok(ControlFlow::Break(()));
         }
     }
     Ok(ControlFlow::Continue(()))
