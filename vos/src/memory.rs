@@ -15,9 +15,9 @@ pub(crate) fn read_slice<T: Durable>(heap: &Heap, offset: u64, count: u64) -> Re
     heap.slice(Off::new(offset), count).map_err(from_heap)
 }
 
-#[inline]
-pub(crate) fn prefetch(heap: &Heap, offset: u64) {
-    heap.prefetch(Off::<u8>::new(offset));
+#[inline(always)]
+pub(crate) fn prefetch(heap: &Heap, offset: u64, lines: u64) {
+    heap.prefetch(Off::<u8>::new(offset), lines);
 }
 
 #[inline]

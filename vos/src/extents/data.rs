@@ -119,9 +119,8 @@ pub(crate) fn locate(heap: &Heap, place: u64, range: Range<u64>) -> Result<Exten
         data = *memory::read(heap, data)?;
     }
     // The first page's worth of cache misses is waited for together: that saves some 8 % of a read of 4 KiB.
-    for line in 0..((range.end - range.start).min(4096) / 64) {
-        memory::prefetch(heap, data.wrapping_add(range.start - whole.start + line * 64));
-    }
+    let lines = (range.end - range.start).min(4096) / 64;
+    memory::prefetch(heap, data.wrapping_add(range.start - whole.start), lines);
     for index in first..=last {
         let chunk = chunk_range(&whole, owner.chunk_bytes, index);
         let from = data + (chunk.start - whole.start);

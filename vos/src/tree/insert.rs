@@ -169,7 +169,7 @@ fn split_leaf<C: KeyClass>(
     let (mut all, count) = entries(&node)?;
     if C::SUMMARIES {
         // All of them are about to be read.
-        all[..count].iter().for_each(|entry| memory::prefetch(heap, entry.record));
+        all[..count].iter().for_each(|entry| memory::prefetch(heap, entry.record, 1));
     }
     all[count] = Entry::new(narrow, probe, record);
     // Records that arrive in order fill their leaves: only the newest moves on.

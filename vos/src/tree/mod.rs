@@ -242,9 +242,7 @@ pub(crate) fn descend<'h, C: KeyClass>(
 #[inline]
 fn prefetch_child<C: KeyClass>(heap: &Heap, node: &Node<'_>, child: u64) {
     if node.level() == 1 {
-        for line in 0..if C::TAILS { LEAF_LINES } else { 2 } {
-            memory::prefetch(heap, child + line * 64);
-        }
+        memory::prefetch(heap, child, if C::TAILS { LEAF_LINES } else { 2 });
     }
 }
 
@@ -263,9 +261,7 @@ fn find_in_leaf<C: KeyClass>(
         let (prefix, record) = slots.get(index);
         if C::TAILS {
             // The record's key is about to be compared, and what follows it read: wait for all of it at once.
-            memory::prefetch(heap, record);
-            memory::prefetch(heap, record + 64);
-            memory::prefetch(heap, record + 128);
+            memory::prefetch(heap, record, 3);
         }
         if prefix == wanted && (!C::TAILS || class.tail(heap, record)? == probe.tail) {
             return Ok(Some((index, record)));
@@ -282,7 +278,7 @@ pub(crate) fn prefetch_leaf<C: KeyClass>(heap: &Heap, root: u64, probe: &Probe<'
     while node.level() > 0 {
         let child = node.children()?[node.child_index::<C>(probe)?];
         if node.level() == 1 {
-            memory::prefetch(heap, child);
+            memory::prefetch(heap, child, 1);
             return Ok(child);
         }
         node = node.child(child)?;
@@ -313,7 +309,7 @@ pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result
         return Ok(None);
     }
     let index = candidates.trailing_zeros();
-    memory::prefetch(heap, leaf.slot_offset(index as usize));
+    memory::prefetch(heap, leaf.slot_offset(index as usize), 1);
     Ok(Some(index))
 }
 
@@ -321,9 +317,7 @@ pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result
 pub(crate) fn prefetch_record(heap: &Heap, leaf: u64, index: u32, lines: u64) -> Result<(), Error> {
     let leaf = Node::read(heap, leaf)?;
     let (_, record) = leaf.slots()?.get(index as usize);
-    for line in 0..lines {
-        memory::prefetch(heap, record + line * 64);
-    }
+    memory::prefetch(heap, record, lines);
     Ok(())
 }
 
@@ -373,7 +367,7 @@ impl Path {
             self.leaf = node.children()?[index];
             if C::SUMMARIES {
                 // An insertion looks whether it must be widened.
-                memory::prefetch(heap, node.summary_offset::<C>(index));
+                memory::prefetch(heap, node.summary_offset::<C>(index), 1);
             }
             prefetch_child::<C>(heap, &node, self.leaf);
             if node.level() == 1 {

@@ -112,6 +112,23 @@ fn capacities(narrow: bool) -> &'static [usize] {
     if narrow { &NARROW_LEAF_CAPACITIES } else { &LEAF_CAPACITIES }
 }
 
+/// Whether leaves have this capacity: asked whenever a node is read, so by a bitmap.
+#[inline]
+fn is_capacity(narrow: bool, capacity: usize) -> bool {
+    const WIDE: u64 = bitmap(&LEAF_CAPACITIES);
+    const NARROW: u64 = bitmap(&NARROW_LEAF_CAPACITIES);
+    capacity < 64 && (if narrow { NARROW } else { WIDE }) >> capacity & 1 != 0
+}
+
+const fn bitmap(numbers: &[usize]) -> u64 {
+    let (mut bits, mut index) = (0, 0);
+    while index < numbers.len() {
+        bits |= 1 << numbers[index];
+        index += 1;
+    }
+    bits
+}
+
 /// The smallest leaf that holds `count` records, as the root or below an inner node.
 pub(crate) fn capacity_for(narrow: bool, count: usize, is_root: bool) -> usize {
     let sizes = &capacities(narrow)[if is_root { 0 } else { 2 }..];
@@ -160,7 +177,7 @@ impl<'h> Node<'h> {
         let sound = match header.kind {
             LEAF | NARROW_LEAF => {
                 header.level == 0
-                    && capacities(header.kind == NARROW_LEAF).contains(&capacity)
+                    && is_capacity(header.kind == NARROW_LEAF, capacity)
                     && header.used >> (capacity - 1) >> 1 == 0
             }
             INNER | NARROW_INNER => {
@@ -253,7 +270,7 @@ impl<'h> Node<'h> {
     pub fn prefetch_free_slot(&self) {
         let free = self.header.used.trailing_ones() as usize;
         if free < self.capacity() {
-            memory::prefetch(self.heap, self.slot_offset(free));
+            memory::prefetch(self.heap, self.slot_offset(free), 1);
         }
     }
 

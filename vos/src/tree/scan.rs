@@ -102,7 +102,7 @@ fn scan_leaf<C: KeyClass>(
         }
     }
     for entry in &all[..kept] {
-        memory::prefetch(heap, entry.record);
+        memory::prefetch(heap, entry.record, 1);
     }
     sort(heap, class, &mut all[..kept])?;
     for entry in &all[..kept] {

@@ -9,7 +9,7 @@
 
 use std::{fmt, ptr::NonNull};
 
-use crate::{Durable, HeapError};
+use crate::{Durable, HeapError, pmem::LINE_BYTES};
 
 /// Bytes of a page: the unit in which memory is marked dirty and the arena is written to a file.
 pub const PAGE_BYTES: u64 = 4096;
@@ -129,12 +129,16 @@ impl Arena {
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.length as usize) }
     }
 
-    /// Hints that the bytes around `offset` will be read soon, so that several cache misses can be waited for together.
-    #[inline]
-    pub(crate) fn prefetch(&self, offset: u64) {
-        if offset < self.length {
+    /// Hints that `lines` cache lines from `offset` on will be read soon, so that several misses can be waited for together. Does
+    /// nothing if not all of them lie in the arena.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, offset: u64, lines: u64) {
+        if lines * LINE_BYTES > self.length.saturating_sub(offset) {
+            return;
+        }
+        for line in 0..lines {
             // SAFETY: the address lies in the arena, and a prefetch reads nothing that the program can see.
-            unsafe { system::prefetch(self.base.as_ptr().add(offset as usize)) }
+            unsafe { system::prefetch(self.base.as_ptr().add((offset + line * LINE_BYTES) as usize)) }
         }
     }
 }

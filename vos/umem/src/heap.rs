@@ -74,10 +74,11 @@ impl Heap {
         self.slice(off, length)
     }
 
-    /// Starts fetching the cache line at `off`, so that several reads can wait for memory together. Any offset is allowed.
-    #[inline]
-    pub fn prefetch<T>(&self, off: Off<T>) {
-        self.ledger.arena.prefetch(off.raw());
+    /// Starts fetching `lines` cache lines from `off` on, so that several reads can wait for memory together. Any offset is
+    /// allowed; lines that do not all exist are not fetched.
+    #[inline(always)]
+    pub fn prefetch<T>(&self, off: Off<T>, lines: u64) {
+        self.ledger.arena.prefetch(off.raw(), lines);
     }
 
     /// The entry point that [`Transaction::set_root`] stored; null in a new heap.
