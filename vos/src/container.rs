@@ -431,12 +431,12 @@ fn view_of<'h>(heap: &'h Heap, record: u64, seed: u64, pins: &'h Rc<Pins>) -> Re
     Ok(View { heap, objects: *memory::read(heap, objects_place(record))?, seed, pins })
 }
 
-/// The changes of one transaction: see [`Container::transaction`].
+/// The changes of one transaction: see [`Container::transaction`]. None of them is made if one fails.
 pub struct Batch<'b, 't, 'h> {
     editor: &'b mut Editor<'t, 'h>,
     scratch: &'b RefCell<Scratch>,
     pins: &'b Rc<Pins>,
-    /// A change has failed half-way.
+    /// A change was refused, or has failed half-way.
     failed: bool,
 }
 

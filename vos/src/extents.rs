@@ -33,6 +33,8 @@
 pub(crate) mod compact;
 #[cfg(test)]
 mod cost;
+#[cfg(test)]
+mod damaged;
 mod data;
 mod resolve;
 mod write;
@@ -47,7 +49,7 @@ use daos_umem::Heap;
 use crate::{
     Error, memory,
     records::{ArrayHead, Extent, Extents, KeyRecord, ObjectRecord},
-    tree::{self, Probe},
+    tree::{self, KeyClass, Probe},
 };
 
 pub(crate) use data::{
@@ -75,6 +77,24 @@ pub(crate) fn level_of(block: u64) -> u32 {
 #[inline]
 pub(crate) fn key_of(block: u64, epoch: u64) -> Probe<'static> {
     Probe::number(u128::from(block) << 64 | u128::from(epoch))
+}
+
+/// The extent that the tree at `root` has under this key. A record that says something else than its slot is damaged, and
+/// must not be taken for what was looked for: it might be cut, or freed, for what it is not.
+fn get(heap: &Heap, root: u64, probe: &Probe<'_>) -> Result<Option<u64>, Error> {
+    let Some(place) = tree::get(heap, Extents, root, probe)? else { return Ok(None) };
+    check_key(heap, place, probe)?;
+    Ok(Some(place))
+}
+
+/// Refuses an extent whose record does not have the key of `probe`, under which it was found.
+#[inline]
+fn check_key(heap: &Heap, place: u64, probe: &Probe<'_>) -> Result<(), Error> {
+    if Extents.probe(heap, place)?.prefix == probe.prefix { Ok(()) } else { Err(corrupt(place)) }
+}
+
+fn corrupt(place: u64) -> Error {
+    Error::Corrupt { place: "extent", position: place }
 }
 
 /// What an array belongs to.
@@ -112,13 +132,10 @@ pub(crate) fn at_epoch(
     const TRIES: u32 = 4;
     each_level(head.levels, range, |low, high| {
         if low == high {
-            if let Some(place) = tree::get(heap, Extents, head.extents, &key_of(low, epoch))? {
-                let extent: &Extent = memory::read(heap, place)?;
-                if extent.start < range.end && extent.end > range.start {
-                    visit(place)?;
-                }
-            }
-            return Ok(());
+            let Some(place) = get(heap, head.extents, &key_of(low, epoch))? else { return Ok(()) };
+            let extent: &Extent = memory::read(heap, place)?;
+            let overlaps = extent.start < range.end && extent.end > range.start;
+            return if overlaps { visit(place) } else { Ok(()) };
         }
         let low = u128::from(low) << 64;
         let mut next = Some(u128::from(high) << 64 | u128::from(epoch));
@@ -141,7 +158,11 @@ pub(crate) fn at_epoch(
                 }
                 let block = block_of(extent.start, extent.end);
                 let block = if extent.epoch > epoch { block } else { block - 1 };
-                next = Some(u128::from(block) << 64 | u128::from(epoch));
+                let below = u128::from(block) << 64 | u128::from(epoch);
+                if below >= high {
+                    return Err(corrupt(place));
+                }
+                next = Some(below);
                 Ok(ControlFlow::Break(()))
             })?;
         }

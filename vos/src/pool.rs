@@ -245,7 +245,7 @@ impl<E: Env> Pool<E> {
     }
 
     /// The blocks of the arena in use: offset and bytes; for fuzzers.
-    #[cfg(feature = "fuzzing")]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn arena_blocks(&self) -> Vec<(u64, u64)> {
         let mut blocks = Vec::new();
         self.0.store.heap().for_each_block(&mut |offset, bytes| blocks.push((offset, bytes)));

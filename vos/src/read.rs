@@ -18,7 +18,9 @@ use crate::{
     extents::{self, ExtentSource, Holder, Scratch},
     keys::{self, dkey_punches, punched_at},
     memory,
-    records::{ArrayHead, Extent, KeyRecord, Keys, Kind, ObjectRecord, PUNCHED, STORED, Version, Versions},
+    records::{
+        ArrayHead, Extent, KeyRecord, Keys, Kind, ObjectRecord, PUNCHED, STORED, Version, Versions, key_of,
+    },
     tree::{self, Probe},
     versions,
 };
@@ -62,15 +64,14 @@ impl<'h> View<'h> {
         let wanted = if request.akey.is_some() { ObjectType::Document } else { ObjectType::KeyValue };
         let Some(object) = self.object(request.object, wanted)? else { return Ok(Fetched::Miss) };
         let probe = self.class(request.object.dkey_order()).of(request.dkey);
-        self.fetch_in(object, 0, request, &probe, epoch)
+        self.fetch_in(object, None, request, &probe, epoch)
     }
 
-    /// As [`fetch`](Self::fetch), of an object that was found. `leaf` is the leaf in which the key is, or 0 if nobody has
-    /// looked.
+    /// As [`fetch`](Self::fetch), of an object that was found. `candidate` is a record of its tree of keys that probably is the one.
     fn fetch_in(
         &self,
         object: u64,
-        leaf: u64,
+        candidate: Option<u64>,
         request: &FetchRequest<'_>,
         probe: &Probe<'_>,
         epoch: Epoch,
@@ -78,9 +79,9 @@ impl<'h> View<'h> {
         let record: &ObjectRecord = memory::read(self.heap, object)?;
         let mut hidden = punched_at(self.heap, record.punches, epoch)?;
         let class = self.class(request.object.dkey_order());
-        let mut key = match leaf {
-            0 => tree::get(self.heap, class, record.root, probe)?,
-            leaf => tree::get_in_leaf(self.heap, class, leaf, probe)?,
+        let mut key = match candidate {
+            Some(candidate) if key_of(self.heap, candidate)? == request.dkey => Some(candidate),
+            _ => tree::get(self.heap, class, record.root, probe)?,
         };
         if let (Some(akey), Some(dkey)) = (request.akey, key) {
             hidden = hidden.max(punched_at(self.heap, dkey_punches(self.heap, dkey)?, epoch)?);
@@ -139,6 +140,7 @@ impl<'h> View<'h> {
         let mut probes = [Probe::number(0); WIDTH];
         let mut leaves = [0; WIDTH];
         let mut slots = [None; WIDTH];
+        let mut records = [None; WIDTH];
         for (batch, requests) in requests.chunks(WIDTH).enumerate() {
             // Errors are left to the last step, which meets them again and says whose they are.
             for (index, request) in requests.iter().enumerate() {
@@ -156,15 +158,14 @@ impl<'h> View<'h> {
                 };
             }
             for index in 0..requests.len() {
-                if let Some(slot) = slots[index] {
-                    let _ = tree::prefetch_record(heap, leaves[index], slot, 3);
-                }
+                records[index] =
+                    slots[index].and_then(|slot| tree::prefetch_record(heap, leaves[index], slot, 3).ok());
             }
             for (index, request) in requests.iter().enumerate() {
                 let wanted = if request.akey.is_some() { ObjectType::Document } else { ObjectType::KeyValue };
                 let answer = match objects[index] {
                     Some(object) if request.object.object_type() == wanted => {
-                        self.fetch_in(object, leaves[index], request, &probes[index], epoch)
+                        self.fetch_in(object, records[index], request, &probes[index], epoch)
                     }
                     _ => self.fetch(request, epoch),
                 };
@@ -287,7 +288,7 @@ impl<'h> View<'h> {
 #[inline]
 fn find_akey(heap: &Heap, class: Keys, root: u64, akey: &[u8]) -> Result<Option<u64>, Error> {
     if let tree::Root::Record(record) = tree::Root::decode(root)? {
-        return Ok((crate::records::key_of(heap, record)? == akey).then_some(record));
+        return Ok((key_of(heap, record)? == akey).then_some(record));
     }
     tree::get(heap, class, root, &class.of(akey))
 }

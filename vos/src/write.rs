@@ -208,6 +208,7 @@ fn update_akey(
             }
             put_version(editor, key, terms, &content, value.as_ref())
         }
+        AkeyData::Extents([]) => Err(Error::Invalid("the update is empty")),
         AkeyData::Extents(extents) => {
             let key = akey_at(editor, id, dkey, update.akey, Some(Kind::Array), 0)?;
             extents.iter().try_for_each(|extent| write_extent(editor, Holder::Akey(key), terms, extent))

@@ -93,16 +93,16 @@ fn collect(
                     covered = 0..0;
                     state.set((0, 0));
                     if extent.epoch > epoch {
-                        restart = Some(u128::from(here) << 64 | u128::from(epoch));
+                        restart = Some((u128::from(here) << 64 | u128::from(epoch), place));
                         return Ok(ControlFlow::Break(()));
                     }
                 } else if !covered.is_empty() && covers(&covered, here, range) {
-                    restart = Some((u128::from(here) << 64) - 1);
+                    restart = Some(((u128::from(here) << 64) - 1, place));
                     return Ok(ControlFlow::Break(()));
                 }
                 if extent.epoch < floor {
                     // All older ones of the block are below the floor as well.
-                    restart = Some((u128::from(here) << 64) - 1);
+                    restart = Some(((u128::from(here) << 64) - 1, place));
                     return Ok(ControlFlow::Break(()));
                 }
                 let (start, end) = (extent.start.max(range.start), extent.end.min(range.end));
@@ -124,10 +124,9 @@ fn collect(
                 Ok(ControlFlow::Continue(()))
             })?;
             match restart {
-                Some(next) if next >= low => {
-                    // The epoch bounds the first block only; others are looked at from their newest extent.
-                    high = next;
-                }
+                // The epoch bounds the first block only; others are looked at from their newest extent.
+                Some((next, place)) if next >= high => return Err(super::corrupt(place)),
+                Some((next, _)) if next >= low => high = next,
                 _ => return Ok(()),
             }
         }

@@ -5,7 +5,9 @@ use std::{mem::offset_of, ops::Range};
 use daos_types::{Cookie, Epoch, Writer, WriterKind};
 use zerocopy::IntoBytes;
 
-use super::{Holder, at_epoch, block_of, data::check_inline, key_of, level_of, owner_of};
+use super::{
+    Holder, at_epoch, block_of, check_key, corrupt, data::check_inline, get, key_of, level_of, owner_of,
+};
 use crate::{
     Checksums, Conflict, Error,
     editor::Editor,
@@ -93,7 +95,10 @@ pub(crate) fn insert(
     let mut path = Path::new();
     path.lead_to::<Extents>(editor.heap(), head.extents, &probe)?;
     new.check()?;
-    overlapping.extend(tree::get_at(editor.heap(), Extents, head.extents, &path, &probe)?);
+    if let Some(place) = tree::get_at(editor.heap(), Extents, head.extents, &path, &probe)? {
+        check_key(editor.heap(), place, &probe)?;
+        overlapping.push(place);
+    }
     let others = ArrayHead { levels: head.levels & !(1 << level_of(block)), ..head };
     at_epoch(editor.heap(), &others, &new.range, new.epoch.0, &mut |place| {
         overlapping.push(place);
@@ -372,7 +377,12 @@ fn unlink_with(
     let extent: Extent = *editor.read(place)?;
     let owner = owner_of(editor.heap(), place)?;
     let probe = key_of(block_of(extent.start, extent.end), extent.epoch);
-    tree::remove(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe)?;
+    let removed =
+        tree::remove(editor.tx, Extents, head_place + offset_of!(ArrayHead, extents) as u64, &probe)?;
+    if removed != Some(place) {
+        // Freed, it would still be in the tree.
+        return Err(corrupt(place));
+    }
     editor.count_record(-1, 0);
     if owner != place {
         memory::free(editor.tx, place)?;
@@ -442,7 +452,7 @@ pub(crate) fn remove(
     }
     let head: ArrayHead = *editor.read(head_place)?;
     let probe = key_of(block, epoch.0);
-    let Some(place) = tree::get(editor.heap(), Extents, head.extents, &probe)? else { return Ok(false) };
+    let Some(place) = get(editor.heap(), head.extents, &probe)? else { return Ok(false) };
     if !wanted(editor.read(place)?) {
         return Ok(false);
     }

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use daos_umem::{Heap, Transaction};
 
 use super::{
-    KeyClass, Path, Probe, Root, Step, Summary,
+    DEPTH_MAX, KeyClass, Path, Probe, Root, Step, Summary,
     node::{
         Child, Entry, INNER_CAPACITY, Inner, LEAF_CAPACITY, Node, Prefix, capacity_for, create_leaf,
         write_slot, write_tail,
@@ -67,12 +67,18 @@ pub(crate) fn insert_at<C: KeyClass>(
 /// Adds `summary` to those of all nodes on the way to a leaf.
 fn widen<C: KeyClass>(tx: &mut Transaction<'_>, path: &Path, summary: Summary) -> Result<(), Error> {
     for step in path.steps() {
-        let node = Node::read(tx.heap(), step.node())?;
-        let old = node.summaries::<C>()?[step.index()];
-        let place = node.summary_offset::<C>(step.index());
-        if old.merge(summary) != old {
-            memory::write(tx, place, &old.merge(summary))?;
-        }
+        widen_step::<C>(tx, *step, summary)?;
+    }
+    Ok(())
+}
+
+fn widen_step<C: KeyClass>(tx: &mut Transaction<'_>, step: Step, summary: Summary) -> Result<(), Error> {
+    let node = Node::read(tx.heap(), step.node())?;
+    let corrupt = Error::Corrupt { place: "tree node", position: step.node() };
+    let old = *node.summaries::<C>()?.get(step.index()).ok_or(corrupt)?;
+    let place = node.summary_offset::<C>(step.index());
+    if old.merge(summary) != old {
+        memory::write(tx, place, &old.merge(summary))?;
     }
     Ok(())
 }
@@ -281,10 +287,7 @@ fn add_child<C: KeyClass>(
             inner.store::<C>(tx, offset)?;
             if C::SUMMARIES {
                 for step in path.steps()[..depth].iter().rev() {
-                    let node = Node::read(tx.heap(), step.node())?;
-                    let old = node.summaries::<C>()?[step.index()];
-                    let summary_place = node.summary_offset::<C>(step.index());
-                    memory::write(tx, summary_place, &old.merge(summary))?;
+                    widen_step::<C>(tx, *step, summary)?;
                 }
             }
             return Ok(());
@@ -305,6 +308,9 @@ fn add_child<C: KeyClass>(
         left_summary = inner.summary();
         left = offset;
         child = Child { separator: first.separator, tail: first.tail, node, summary: right.summary() };
+    }
+    if usize::from(level) >= DEPTH_MAX {
+        return Err(Error::Corrupt { place: "depth of a tree", position: root_place });
     }
     let mut root = Inner::new(level + 1, narrow);
     root.insert(0, Child { separator: Prefix::default(), tail: 0, node: left, summary: left_summary });

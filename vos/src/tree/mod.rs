@@ -55,11 +55,11 @@ pub(crate) use insert::{insert, insert_at};
 pub(crate) use remove::remove;
 pub(crate) use scan::{Bound, floor, scan, scan_back};
 
-/// Cache lines of a leaf that a search asks for.
+/// Cache lines of a leaf that a search in a class with tails asks for.
 const LEAF_LINES: u64 = 13;
 
-/// Levels above the leaves that a tree may have. Between two splits of nodes of one level lie 24 of the level below, so that more
-/// levels would need 24^16 insertions.
+/// Levels above the leaves that a tree may have. On average 24 splits of one level make one of the level above, so that more levels
+/// would need 24^16 insertions. (Earlier builds left nodes of two children anywhere, not only at the end of a level; what they wrote stays far below, too.)
 const DEPTH_MAX: usize = 16;
 
 /// A key as the tree sees it.
@@ -286,21 +286,6 @@ pub(crate) fn prefetch_leaf<C: KeyClass>(heap: &Heap, root: u64, probe: &Probe<'
     Ok(node.offset)
 }
 
-/// Last step: the record with the key of `probe` in the leaf that [`prefetch_leaf`] gave.
-#[inline]
-pub(crate) fn get_in_leaf<C: KeyClass>(
-    heap: &Heap,
-    class: C,
-    leaf: u64,
-    probe: &Probe<'_>,
-) -> Result<Option<u64>, Error> {
-    let node = Node::read(heap, leaf)?;
-    if node.level() != 0 {
-        return Err(Error::Corrupt { place: "tree node", position: leaf });
-    }
-    Ok(find_in_leaf(heap, class, &node, probe)?.map(|(_, record)| record))
-}
-
 /// Second step: asks for the cache line of the first slot that may match; returns its index (`None`: no slot may).
 pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result<Option<u32>, Error> {
     let leaf = Node::read(heap, leaf)?;
@@ -313,12 +298,11 @@ pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result
     Ok(Some(index))
 }
 
-/// Third step: asks for the record of that slot, `lines` cache lines of it.
-pub(crate) fn prefetch_record(heap: &Heap, leaf: u64, index: u32, lines: u64) -> Result<(), Error> {
-    let leaf = Node::read(heap, leaf)?;
-    let (_, record) = leaf.slots()?.get(index as usize);
+/// Last step: asks for `lines` cache lines of that slot's record, and gives it. Its key need not be the one that is looked for.
+pub(crate) fn prefetch_record(heap: &Heap, leaf: u64, index: u32, lines: u64) -> Result<u64, Error> {
+    let (_, record) = Node::read(heap, leaf)?.slots()?.get(index as usize);
     memory::prefetch(heap, record, lines);
-    Ok(())
+    Ok(record)
 }
 
 /// The way from the root to the leaf where a key is or would go. Good until the tree changes.

@@ -198,7 +198,9 @@ impl<'h> Node<'h> {
     #[inline]
     pub fn child(&self, offset: u64) -> Result<Self, Error> {
         let child = Self::read(self.heap, offset)?;
-        if child.header.level + 1 != self.header.level || child.is_narrow() != self.is_narrow() {
+        if child.header.level.checked_add(1) != Some(self.header.level)
+            || child.is_narrow() != self.is_narrow()
+        {
             return Err(Error::Corrupt { place: "tree node", position: offset });
         }
         Ok(child)

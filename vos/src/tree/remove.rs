@@ -205,7 +205,7 @@ fn drop_merged<C: KeyClass>(
 fn collapse(tx: &mut Transaction<'_>, root_place: u64, child: u64) -> Result<(), Error> {
     let (mut child, mut node) = (child, Node::read(tx.heap(), child)?);
     while node.level() > 0 && node.count() == 1 {
-        let below = node.children()?[0];
+        let below = node.child(node.children()?[0])?.offset;
         memory::free(tx, child)?;
         child = below;
         node = Node::read(tx.heap(), child)?;
