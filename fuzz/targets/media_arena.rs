@@ -1,5 +1,5 @@
 //! Damage to the arena that no checksum of a page tells (as on persistent memory): nodes of trees, records, groups, space
-//! map. Verification and walks end, without a panic, whatever they meet.
+//! map. Verification, walks, reads and changes end, without a panic, whatever they meet.
 //!
 //! Input: (block u16, offset u16, value u8) again and again.
 
@@ -35,6 +35,7 @@ fuzz_target!(|input: &[u8]| {
         let _ = pool.verify().await;
         let _ = pool.walk(sample::CONTAINER, &mut |_| ControlFlow::Continue(()));
         let _ = pool.usage();
+        let _ = sample::handle(&pool);
     });
     ended.expect("the run ends");
 });

@@ -191,6 +191,46 @@ pub async fn check<E: Env>(pool: &Pool<E>) -> Result<(), Error> {
     failed
 }
 
+/// Reads and changes what [`make`] made, whatever has become of it: nothing may panic, or go on for ever.
+#[allow(dead_code, reason = "a fuzz target calls it")]
+pub fn handle<E: Env>(pool: &Pool<E>) -> Result<(), Error> {
+    let container = pool.container_open(CONTAINER)?;
+    for epoch in [1, 3, 9, 12, 14, 20, 23, LAST, u64::MAX] {
+        for number in 0..KEYS {
+            let (key, akey) = (key(number), (number % 3).to_le_bytes());
+            for (object, akey) in [(kv(), None), (document(), Some(&akey[..]))] {
+                let _ = container.fetch(&FetchRequest { object, dkey: &key, akey }, Epoch(epoch), |_| ());
+            }
+        }
+        for range in [0..ARRAY_BYTES as u64, 9_000..9_001, 12_400..12_600] {
+            let _ = container.fetch_array(array(), None, range, Epoch(epoch), |_| ());
+        }
+    }
+    for conflict in [Conflict::Refuse, Conflict::LastWins] {
+        for epoch in [2, 12, 20, 22, 31] {
+            for number in [0, 7, 9, 23, 99] {
+                let (key, akey, value) = (key(number), (number % 3).to_le_bytes(), bytes(number, 100));
+                let value = Some(Value::Inline(&value, crc(&value)));
+                let update = Update::KeyValue(&[KeyUpdate { key: &key, value }]);
+                let _ = container.update(kv(), Epoch(epoch), WRITER, conflict, &update);
+                let akeys = [AkeyUpdate { akey: &akey, data: AkeyData::Single(value) }];
+                let update = Update::Document { dkey: &key, akeys: &akeys };
+                let _ = container.update(document(), Epoch(epoch), WRITER, conflict, &update);
+            }
+            for start in [0, 10_000, 12_000, 12_900] {
+                let data = bytes(start, 700);
+                let sums = chunks(&(start..start + 700), &data, 512);
+                let data = ExtentData::Inline(&data, Checksums { chunk_bytes: 512, chunks: &sums });
+                let update = Update::Array(&[ExtentUpdate { offset: start, data }]);
+                let _ = container.update(array(), Epoch(epoch), WRITER, conflict, &update);
+                let punch = Punch::Extent(start + 100..start + 300);
+                let _ = container.punch(array(), Epoch(epoch), WRITER, conflict, &punch);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Epoch and writer of what [`grow`] adds, after all that is checked.
 const GROWN: (u64, Cookie) = (LAST + 10, Cookie(0x9409));
 
