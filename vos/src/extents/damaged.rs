@@ -34,7 +34,8 @@ fn is_damage<T: std::fmt::Debug>(done: Result<T, Error>) {
 /// written; a read between two epochs of a block never ended.
 #[test]
 fn what_meets_a_damaged_extent_ends_with_an_error_and_changes_nothing() {
-    let harms: [(&str, fn(&mut Extent)); 5] = [
+    type Harm = fn(&mut Extent);
+    let harms: [(&str, Harm); 5] = [
         ("an end before the start", |extent| extent.end = 0),
         ("another block", |extent| (extent.start, extent.end) = (4, 5)),
         ("a wider range", |extent| extent.end += 1 << 40),
