@@ -4,6 +4,8 @@
 //!
 //! * Every page dirty when a pass begins is copied in that pass, after it began. So once the pass is durable, recovery
 //!   needs the log from the pass's beginning only.
+//! * A store that was dropped or closed writes nothing to the heap file but the batch that it is at: whoever opens it again must find
+//!   nobody writing.
 //! * No slice of work between two yields copies more than a few pages.
 
 use std::rc::Rc;
@@ -63,6 +65,8 @@ async fn pass<E: Env>(wal: &Wal<E>, image: &mut Image<File<E>>) -> Result<(), St
             image.give_back(batch);
             break;
         }
+        // Nobody waits for the rest of a pass when the store is gone, and it may be open again.
+        wal.check()?;
         // Whatever the copies contain was sealed by now.
         let newest = wal.heap.borrow().sealed();
         wal.persisted(newest.0).await?;
