@@ -3,8 +3,8 @@
 //! # Cost of a single value
 //!
 //! With 10^6 dkeys of one akey each (hashed, 64-byte values): inner nodes come from the second-level cache; then the leaf's
-//! header and fingerprints (a miss), one slot (a miss), the block with dkey, akey, version and value (2.5 lines, of which
-//! the first is a miss and the others are asked for at the same time): three misses that wait for each other. A batch
+//! lines, asked for together (a miss), and the block with dkey, akey, version and value (2.5 lines, asked for together: a
+//! miss): two misses that wait for each other. A batch asks for the leaf's first line, then for one slot, then for the block, and
 //! takes each of these steps for all of its requests before the next, so that the misses of one step overlap.
 
 use std::{mem::offset_of, ops::Range, rc::Rc};

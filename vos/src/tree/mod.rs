@@ -289,6 +289,9 @@ pub(crate) fn prefetch_leaf<C: KeyClass>(heap: &Heap, root: u64, probe: &Probe<'
 /// Second step: asks for the cache line of the first slot that may match; returns its index (`None`: no slot may).
 pub(crate) fn prefetch_slot(heap: &Heap, leaf: u64, probe: &Probe<'_>) -> Result<Option<u32>, Error> {
     let leaf = Node::read(heap, leaf)?;
+    if leaf.level() != 0 {
+        return Err(Error::Corrupt { place: "tree node", position: leaf.offset });
+    }
     let candidates = leaf.candidates(probe.fingerprint)?;
     if candidates == 0 {
         return Ok(None);
@@ -315,7 +318,7 @@ pub(crate) struct Path {
     narrow: bool,
 }
 
-/// An inner node, and which of its children was taken, in one word: every change copies a few paths.
+/// An inner node, and which of its children was taken, in one word: every change clears a few paths.
 #[derive(Clone, Copy)]
 struct Step(u64);
 

@@ -60,13 +60,13 @@ async fn pass<E: Env>(wal: &Wal<E>, image: &mut Image<File<E>>) -> Result<(), St
     let mut next_page = 0;
     loop {
         let batch = fill(wal, image, &mut next_page).await;
+        // Nobody waits for the rest of a pass, its super-block included, when the store is gone; and it may be open again.
+        wal.check()?;
         if batch.is_empty() {
             // The next pass would begin with a fresh one.
             image.give_back(batch);
             break;
         }
-        // Nobody waits for the rest of a pass when the store is gone, and it may be open again.
-        wal.check()?;
         // Whatever the copies contain was sealed by now.
         let newest = wal.heap.borrow().sealed();
         wal.persisted(newest.0).await?;
