@@ -1,18 +1,19 @@
 //! The block tier: what is stored comes back; what nobody names is free; what is freed is not reused too early; what was
 //! damaged is never returned.
 
+mod support;
+
 use daos_types::{
     Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
 };
 use daos_vos::{
     BlockRef, Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, FetchRequest, Fetched,
-    KeyUpdate, MediaKind, Pool, PoolOptions, Update, Value,
+    KeyUpdate, Pool, Update, Value,
 };
 use daos_xstream::IoBuffer;
 use daos_xstream_sim::{Config, Loss, SimEnv, Simulation};
-use uuid::Uuid;
+use support::pool::{self, CONTAINER};
 
-const CONTAINER: Uuid = Uuid::from_u128(7);
 const BLOCK_BYTES: u64 = 1 << 20;
 const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
 
@@ -35,17 +36,7 @@ fn sums(offset: u64, bytes: &[u8], chunk: u64) -> Vec<Checksum> {
 }
 
 async fn create(env: &SimEnv) -> (Pool<SimEnv>, Container<SimEnv>) {
-    let options = PoolOptions {
-        uuid: Uuid::from_u128(1),
-        media: MediaKind::Wal,
-        heap_bytes: 4 << 20,
-        log_bytes: 1 << 20,
-        block_bytes: BLOCK_BYTES,
-    };
-    let pool = Pool::create(env, "pool", options).await.expect("a pool");
-    let _ = pool.container_create(CONTAINER).expect("a container");
-    let container = pool.container_open(CONTAINER).expect("the container");
-    (pool, container)
+    pool::create(env, pool::wal(4 << 20, 1 << 20, BLOCK_BYTES)).await
 }
 
 /// Stores `data` and writes it to the array at `offset`.

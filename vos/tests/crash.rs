@@ -5,27 +5,19 @@ mod support;
 
 use std::{cell::RefCell, rc::Rc};
 
-use daos_vos::{Error, MediaKind, Pool, PoolOptions};
+use daos_vos::{Error, Pool, PoolOptions};
 use daos_xstream::{Class, Env, Spawn};
 use daos_xstream_sim::{Config, Loss, SimEnv, Simulation};
 use support::{
     Random,
     driver::{Plan, Readable, change, compare_all},
+    pool::{self, CONTAINER},
     reference::Reference,
 };
-use uuid::Uuid;
 
 fn options() -> PoolOptions {
-    PoolOptions {
-        uuid: Uuid::from_u128(1),
-        media: MediaKind::Wal,
-        heap_bytes: 8 << 20,
-        log_bytes: 1 << 20,
-        block_bytes: 1 << 20,
-    }
+    pool::wal(8 << 20, 1 << 20, 1 << 20)
 }
-
-const CONTAINER: Uuid = Uuid::from_u128(7);
 
 /// What the reference has been since the last flush: what a crash may leave.
 #[derive(Default)]
@@ -139,9 +131,7 @@ fn a_discard_of_many_slices_is_done_whole_or_not_at_all() {
         let simulation = Simulation::new(seed, Config::default());
         let node = simulation.add_node(1);
         let made = simulation.block_on(&node, move |env| async move {
-            let pool = Pool::create(&env, "pool", options()).await.expect("a pool");
-            let _ = pool.container_create(CONTAINER).expect("a container");
-            let container = pool.container_open(CONTAINER).expect("the container");
+            let (pool, container) = pool::create(&env, options()).await;
             for key in 0..KEYS {
                 for cookie in 1..=2 {
                     let writer =

@@ -1,14 +1,11 @@
 //! Listings of entries with very much below them that is not visible.
 
-use daos_types::{
-    Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
-};
-use daos_vos::{
-    AkeyData, AkeyUpdate, Anchor, Conflict, Container, KeyUpdate, MediaKind, Pool, PoolOptions, Punch,
-    Update, Value,
-};
-use daos_xstream_sim::{Config, SimEnv, Simulation};
-use uuid::Uuid;
+mod support;
+
+use daos_types::{Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType};
+use daos_vos::{AkeyData, AkeyUpdate, Anchor, Conflict, Container, KeyUpdate, Punch, Update, Value};
+use daos_xstream_sim::SimEnv;
+use support::{arrays::writer, pool};
 
 /// The epoch of all values, and that of what removes them.
 const WRITTEN: Epoch = Epoch(2);
@@ -19,10 +16,6 @@ const ORDERS: [KeyOrder; 3] = [KeyOrder::Hashed, KeyOrder::Integer, KeyOrder::Le
 
 fn object(object_type: ObjectType, order: KeyOrder, number: u64) -> ObjectId {
     ObjectId::new(object_type, order, order, ObjectClass(1), (0, 0, number))
-}
-
-fn writer(cookie: u64) -> Writer {
-    Writer { cookie: Cookie(cookie), map_version: 1, kind: WriterKind::Application }
 }
 
 /// A key that has the first sixteen bytes in common with others where it may be of any length.
@@ -88,22 +81,10 @@ impl Store {
 }
 
 fn run<F: Future<Output = ()> + 'static>(order: KeyOrder, task: impl FnOnce(Store) -> F + 'static) {
-    let sim = Simulation::new(1, Config::default());
-    let node = sim.add_node(1);
-    let run = sim.block_on(&node, move |env| async move {
-        let options = PoolOptions {
-            uuid: Uuid::from_u128(1),
-            media: MediaKind::Wal,
-            heap_bytes: 64 << 20,
-            log_bytes: 32 << 20,
-            block_bytes: 0,
-        };
-        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
-        let _ = pool.container_create(Uuid::from_u128(7)).expect("a container");
-        let container = pool.container_open(Uuid::from_u128(7)).expect("a handle");
+    pool::run(move |env| async move {
+        let (_pool, container) = pool::create(&env, pool::wal(64 << 20, 32 << 20, 0)).await;
         task(Store { container, order }).await;
     });
-    run.expect("it ends");
 }
 
 /// An entry of a listing was looked at as a whole: where all below it was removed, for as long as there was anything. One request held

@@ -14,14 +14,12 @@ use daos_xstream_sim::{Config, Loss, Simulation};
 use support::{
     Random,
     driver::{EPOCHS, Readable, compare, compare_all, operate, verify},
+    pool::{self, CONTAINER},
     reference::Reference,
 };
-use uuid::Uuid;
-
-const CONTAINER: Uuid = Uuid::from_u128(7);
 
 fn options(media: MediaKind) -> PoolOptions {
-    PoolOptions { uuid: Uuid::from_u128(1), media, heap_bytes: 24 << 20, log_bytes: 8 << 20, block_bytes: 0 }
+    PoolOptions { media, ..pool::wal(24 << 20, 8 << 20, 0) }
 }
 
 fn number(variable: &str, otherwise: u64) -> u64 {

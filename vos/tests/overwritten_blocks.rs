@@ -2,35 +2,25 @@
 //! a corrupt heap. Each write notes its extent in the group of its epoch, also when it replaces one that was noted before.
 //! The discard prunes the object with its last extent, and then meets another note that names the object.
 
-use daos_types::{
-    Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
-};
-use daos_vos::{Checksums, Conflict, ExtentData, ExtentUpdate, MediaKind, Pool, PoolOptions, Update};
-use daos_xstream::IoBuffer;
-use daos_xstream_sim::{Config, Simulation};
-use uuid::Uuid;
+mod support;
 
-const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
+use daos_types::{Checksum, Cookie, Epoch, EpochRange, ObjectType};
+use daos_vos::{Checksums, Conflict, ExtentData, ExtentUpdate, Pool, Update};
+use daos_xstream::IoBuffer;
+use support::{
+    arrays::{object, writer},
+    pool::{self, CONTAINER},
+};
+
 const CHUNK: usize = 32 << 10;
 
 fn run(extent_bytes: usize, extents: u64, rounds: u64, chunk: usize, discard: bool) {
-    let simulation = Simulation::new(1, Config::default());
-    let node = simulation.add_node(1);
-    let ended = simulation.block_on(&node, move |env| async move {
-        let options = PoolOptions {
-            uuid: Uuid::from_u128(1),
-            media: MediaKind::Heap,
-            heap_bytes: 64 << 20,
-            log_bytes: 0,
-            block_bytes: 256 << 20,
-        };
-        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
+    pool::run(move |env| async move {
+        let pool = Pool::create(&env, "pool", pool::heap(64 << 20, 256 << 20)).await.expect("a pool");
         let free = pool.usage().expect("usage");
-        let uuid = Uuid::from_u128(2);
-        let _ = pool.container_create(uuid).expect("a container");
-        let container = pool.container_open(uuid).expect("the container");
-        let id =
-            ObjectId::new(ObjectType::Array, KeyOrder::Hashed, KeyOrder::Hashed, ObjectClass(1), (0, 0, 1));
+        let _ = pool.container_create(CONTAINER).expect("a container");
+        let container = pool.container_open(CONTAINER).expect("the container");
+        let id = object(ObjectType::Array, 1);
         for number in 0..extents * rounds {
             let offset = number % extents * extent_bytes as u64;
             let buffer = IoBuffer::copy_of(&vec![number as u8; extent_bytes]);
@@ -40,22 +30,20 @@ fn run(extent_bytes: usize, extents: u64, rounds: u64, chunk: usize, discard: bo
             let (_, stored) = pool.store(buffer, offset, checksums).await;
             let stored = stored.expect("room");
             let update = Update::Array(&[ExtentUpdate { offset, data: ExtentData::Stored(&stored) }]);
-            let sealed = container.update(id, Epoch(5), WRITER, Conflict::LastWins, &update);
+            let sealed = container.update(id, Epoch(5), writer(1), Conflict::LastWins, &update);
             let _ = pool.persisted(sealed.expect("an update")).await.expect("durable");
         }
         if discard {
             let range = EpochRange { low: Epoch(1), high: Epoch(9) };
-            let _ = container.discard(WRITER.cookie, range).await.expect("a discard");
+            let _ = container.discard(Cookie(1), range).await.expect("a discard");
         }
-        let _ = pool.container_destroy(uuid).await.expect("a destruction");
+        let _ = pool.container_destroy(CONTAINER).await.expect("a destruction");
         let _ = pool.flush().await.expect("a flush");
         assert_eq!(pool.usage().expect("usage"), free);
     });
-    ended.expect("the run ends");
 }
 
 #[test]
-
 fn extents_written_over_in_their_epoch_are_discarded() {
     for extent_bytes in [64 << 10, 1 << 20] {
         for chunk in [4096, CHUNK] {

@@ -12,12 +12,11 @@ use std::{
 use daos_types::{Checksum, Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType};
 use daos_types::{Cookie, Writer, WriterKind};
 use daos_vos::{
-    AkeyData, AkeyUpdate, Conflict, KeyUpdate, MediaKind, Pool, PoolOptions, Punch, ScrubCounters, ScrubRate,
-    Update, Value,
+    AkeyData, AkeyUpdate, Conflict, KeyUpdate, Pool, Punch, ScrubCounters, ScrubRate, Update, Value,
 };
 use daos_xstream::{Clock, Env, IoBuffer};
 use daos_xstream_sim::{Config, Simulation};
-use support::image;
+use support::{image, pool};
 use uuid::Uuid;
 
 #[test]
@@ -64,18 +63,11 @@ fn a_slice_is_small_whatever_there_is() {
     let simulation = Simulation::new(1, Config::default());
     let node = simulation.add_node(1);
     let ended = simulation.block_on(&node, move |env| async move {
-        let options = PoolOptions {
-            uuid: Uuid::from_u128(1),
-            media: MediaKind::Wal,
-            heap_bytes: 128 * MIB,
-            log_bytes: 32 * MIB,
-            block_bytes: 64 * MIB,
-        };
-        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
-        for number in 0..CONTAINERS {
-            let _ = pool.container_create(Uuid::from_u128(u128::from(number))).expect("a container");
+        let (pool, container) = pool::create(&env, pool::wal(128 * MIB, 32 * MIB, 64 * MIB)).await;
+        for number in 1..CONTAINERS {
+            let uuid = Uuid::from_u128(u128::from(1000 + number));
+            let _ = pool.container_create(uuid).expect("a container");
         }
-        let container = pool.container_open(Uuid::from_u128(7)).expect("opened");
         let writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
         let long = vec![3; MIB as usize];
         let sum = Checksum(crc32c::crc32c(&long));
@@ -138,16 +130,7 @@ fn damaged_values_are_read_at_the_same_rate() {
     let node = simulation.add_node(1);
     let disk = node.disk();
     let ended = simulation.block_on(&node, move |env| async move {
-        let options = PoolOptions {
-            uuid: Uuid::from_u128(1),
-            media: MediaKind::Wal,
-            heap_bytes: 32 << 20,
-            log_bytes: 8 << 20,
-            block_bytes: 64 << 20,
-        };
-        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
-        let _ = pool.container_create(Uuid::from_u128(1)).expect("a container");
-        let container = pool.container_open(Uuid::from_u128(1)).expect("opened");
+        let (pool, container) = pool::create(&env, pool::wal(32 << 20, 8 << 20, 64 << 20)).await;
         let writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
         for number in 0..VALUES {
             let bytes = vec![number as u8; BYTES as usize];

@@ -8,29 +8,18 @@ use daos_vos::{
     AkeyData, AkeyUpdate, Checksums, Conflict, Container, Error, ExtentData, ExtentUpdate, KeyUpdate,
     MediaKind, Pool, PoolOptions, Punch, Update, Value,
 };
-use daos_xstream_sim::{Config, SimEnv, Simulation};
+use daos_xstream_sim::SimEnv;
 use support::{
     Random,
     arrays::{self, object, options, read_array},
     driver::{chunks, crc, verify},
+    pool::{self, run},
 };
-use uuid::Uuid;
 
-const CONTAINER: Uuid = Uuid::from_u128(7);
 const WRITER: Writer = Writer { cookie: Cookie(1), map_version: 1, kind: WriterKind::Application };
 
 async fn create(env: &SimEnv, media: MediaKind, heap_bytes: u64) -> (Pool<SimEnv>, Container<SimEnv>) {
-    let options = PoolOptions { media, ..options(heap_bytes, 1 << 20) };
-    let pool = Pool::create(env, "pool", options).await.expect("a pool");
-    let _ = pool.container_create(CONTAINER).expect("a container");
-    let container = pool.container_open(CONTAINER).expect("the container");
-    (pool, container)
-}
-
-fn run<F: Future<Output = ()> + 'static>(task: impl FnOnce(SimEnv) -> F) {
-    let simulation = Simulation::new(1, Config::default());
-    let node = simulation.add_node(1);
-    simulation.block_on(&node, task).expect("the run ends");
+    pool::create(env, PoolOptions { media, ..options(heap_bytes, 1 << 20) }).await
 }
 
 async fn aggregate(container: &Container<SimEnv>, low: u64, high: u64) {

@@ -1,47 +1,33 @@
 //! Several changes in one transaction: all of them, or none.
 
-use daos_types::{Checksum, Cookie, Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind};
-use daos_vos::{
-    AkeyData, AkeyUpdate, Checksums, Conflict, Container, Error, ExtentData, ExtentUpdate, FetchRequest,
-    Fetched, KeyUpdate, MediaKind, Pool, PoolOptions, Update, Value,
-};
-use daos_xstream_sim::{Config, SimEnv, Simulation};
-use uuid::Uuid;
+mod support;
 
-const CONTAINER: Uuid = Uuid::from_u128(7);
+use daos_types::{Checksum, Cookie, Epoch, ObjectId, ObjectType, Writer, WriterKind};
+use daos_vos::{
+    AkeyData, AkeyUpdate, Checksums, Conflict, Error, ExtentData, ExtentUpdate, KeyUpdate, Update, Value,
+};
+use support::{
+    arrays,
+    pool::{self, is_there},
+};
+
 const EPOCH: Epoch = Epoch(2);
 const WRITER: Writer = Writer { cookie: Cookie(9), map_version: 1, kind: WriterKind::Application };
 
 fn object(kind: ObjectType) -> ObjectId {
-    ObjectId::new(kind, KeyOrder::Hashed, KeyOrder::Hashed, ObjectClass(1), (0, 0, 1))
+    arrays::object(kind, 1)
 }
 
 fn value(bytes: &[u8], checksum: u32) -> Value<'_> {
     Value::Inline(bytes, Checksum(checksum))
 }
 
-fn is_there(container: &Container<SimEnv>, key: &[u8]) -> bool {
-    let request = FetchRequest { object: object(ObjectType::KeyValue), dkey: key, akey: None };
-    container.fetch(&request, Epoch::MAX, |found| matches!(found, Fetched::Value(_))).expect("fetched")
-}
-
 /// Bytes are compared with their checksums after a place for them was made, so a refused change has changed something
 /// that must be taken back even if whoever batches changes goes on after an error.
 #[test]
 fn a_change_that_fails_takes_the_others_with_it_even_if_its_error_is_dropped() {
-    let sim = Simulation::new(1, Config::default());
-    let node = sim.add_node(1);
-    let run = sim.block_on(&node, |env| async move {
-        let options = PoolOptions {
-            uuid: Uuid::from_u128(1),
-            media: MediaKind::Heap,
-            heap_bytes: 4 << 20,
-            log_bytes: 0,
-            block_bytes: 0,
-        };
-        let pool = Pool::create(&env, "pool", options).await.expect("a pool");
-        let _ = pool.container_create(CONTAINER).expect("a container");
-        let container = pool.container_open(CONTAINER).expect("a handle");
+    pool::run(|env| async move {
+        let (pool, container) = pool::create(&env, pool::heap(4 << 20, 0)).await;
         let good = [KeyUpdate { key: b"good", value: Some(value(b"value", crc32c::crc32c(b"value"))) }];
         let bad_value = value(b"value", 1);
         let bad_key = [KeyUpdate { key: b"bad", value: Some(bad_value) }];
@@ -65,13 +51,15 @@ fn a_change_that_fails_takes_the_others_with_it_even_if_its_error_is_dropped() {
                 Ok::<(), Error>(())
             });
             assert!(matches!(done, Err(Error::Invalid(_))), "{kind:?}: {done:?}");
-            assert!(!is_there(&container, b"good"), "{kind:?}: half of a transaction");
+            assert!(
+                !is_there(&container, object(ObjectType::KeyValue), b"good"),
+                "{kind:?}: half of a transaction"
+            );
             assert_eq!(pool.usage().expect("usage").arena_bytes_free, free, "{kind:?}: something was left");
         }
         let _ = container
             .update(object(ObjectType::KeyValue), EPOCH, WRITER, Conflict::LastWins, &Update::KeyValue(&good))
             .expect("a good one alone");
-        assert!(is_there(&container, b"good"));
+        assert!(is_there(&container, object(ObjectType::KeyValue), b"good"));
     });
-    run.expect("it ends");
 }

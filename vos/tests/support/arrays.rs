@@ -2,18 +2,15 @@
 
 use daos_types::{Cookie, Epoch, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind};
 use daos_vos::{
-    Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, Fetched, MediaKind, Pool,
-    PoolOptions, Update,
+    Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate, Fetched, Pool, PoolOptions, Update,
 };
 use daos_xstream::{Env, IoBuffer};
-use uuid::Uuid;
 
-use super::driver::chunks;
+use super::{driver::chunks, pool};
 
 /// A pool on `wal` media with a log of 512 KiB.
 pub fn options(heap_bytes: u64, block_bytes: u64) -> PoolOptions {
-    let (uuid, media) = (Uuid::from_u128(1), MediaKind::Wal);
-    PoolOptions { uuid, media, heap_bytes, log_bytes: 512 << 10, block_bytes }
+    pool::wal(heap_bytes, 512 << 10, block_bytes)
 }
 
 /// An object with hashed keys.

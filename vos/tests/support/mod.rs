@@ -5,6 +5,7 @@
 pub mod arrays;
 pub mod driver;
 pub mod image;
+pub mod pool;
 pub mod reference;
 pub mod sample;
 

@@ -20,7 +20,7 @@ use crate::{
         dirty::DirtyPages,
         frame::{
             FrameHeader, HEADER_BYTES, LogIdentity, RANGE_BYTES_MAX, RANGE_HEADER_BYTES,
-            TRANSACTION_HEADER_BYTES, frame_bytes, range_word,
+            TRANSACTION_HEADER_BYTES, frame_bytes, range_of, range_word,
         },
     },
 };
@@ -69,8 +69,8 @@ pub(crate) struct LogBuffer {
     sequence: u64,
     pub dirty: DirtyPages,
     failed: bool,
-    /// The running seal's ranges.
-    ranges: Vec<(u64, u64)>,
+    /// The running seal's ranges, as the words that they have in the log.
+    ranges: Vec<u64>,
     /// Raised when there is something to write, or to write at once.
     pub flush: Rc<Signal>,
     /// Raised when the log is half full.
@@ -167,27 +167,33 @@ impl LogBuffer {
     /// Sorts and joins the ranges; gives the bytes that they take in a frame.
     fn gather(&mut self, changed: impl Iterator<Item = (u64, u64)>) -> u64 {
         self.ranges.clear();
-        self.ranges.extend(changed);
+        for (mut offset, mut length) in changed {
+            while length > 0 {
+                let part = length.min(RANGE_BYTES_MAX);
+                self.ranges.push(range_word(offset, part));
+                (offset, length) = (offset + part, length - part);
+            }
+        }
+        // As words they are compared and moved as one number each.
         self.ranges.sort_unstable();
-        let mut kept = 0;
+        let (mut kept, mut bytes) = (0, 0);
+        let (mut start, mut end) = (0, 0);
         for index in 0..self.ranges.len() {
-            let (offset, length) = self.ranges[index];
-            if length == 0 {
-                continue;
+            let (offset, length) = range_of(self.ranges[index]);
+            let joined = end.max(offset + length);
+            if kept > 0 && offset <= end + GAP_BYTES_MAX && joined - start <= RANGE_BYTES_MAX {
+                bytes += joined - end;
+                end = joined;
+            } else {
+                // Too far away, or the two are too long together: then this one goes on where that ends, and ends beyond it.
+                (start, end) = (offset.max(end), joined);
+                bytes += end - start + RANGE_HEADER_BYTES as u64;
+                kept += 1;
             }
-            if kept > 0 {
-                let last = &mut self.ranges[kept - 1];
-                if offset <= last.0 + last.1 + GAP_BYTES_MAX {
-                    last.1 = last.1.max(offset + length - last.0);
-                    continue;
-                }
-            }
-            self.ranges[kept] = (offset, length);
-            kept += 1;
+            self.ranges[kept - 1] = range_word(start, end - start);
         }
         self.ranges.truncate(kept);
-        let heads = |length: u64| length.div_ceil(RANGE_BYTES_MAX) * RANGE_HEADER_BYTES as u64;
-        self.ranges.iter().map(|&(_, length)| length + heads(length)).sum()
+        bytes
     }
 
     fn copy(&mut self, arena: &Arena, bytes: u64) {
@@ -195,21 +201,17 @@ impl LogBuffer {
         let end = open.used + TRANSACTION_HEADER_BYTES + bytes as usize;
         let (head, mut room) =
             open.buffer.as_mut_slice()[open.used..end].split_at_mut(TRANSACTION_HEADER_BYTES);
-        let mut count = 0u32;
-        for &(offset, length) in ranges.iter() {
+        for &word in ranges.iter() {
+            let (offset, length) = range_of(word);
             dirty.mark(offset, length);
-            let mut done = 0;
-            while done < length {
-                let (offset, length) = (offset + done, RANGE_BYTES_MAX.min(length - done));
-                let (word, rest) = room.split_at_mut(RANGE_HEADER_BYTES);
-                let (data, rest) = rest.split_at_mut(length as usize);
-                word.copy_from_slice(&range_word(offset, length).to_le_bytes());
-                data.copy_from_slice(arena.values(0, offset, length).expect("a range that was changed"));
-                (room, done, count) = (rest, done + length, count + 1);
-            }
+            let (place, rest) = room.split_at_mut(RANGE_HEADER_BYTES);
+            let (data, rest) = rest.split_at_mut(length as usize);
+            place.copy_from_slice(&word.to_le_bytes());
+            data.copy_from_slice(arena.values(0, offset, length).expect("a range that was changed"));
+            room = rest;
         }
         head[..4].copy_from_slice(&(bytes as u32).to_le_bytes());
-        head[4..].copy_from_slice(&count.to_le_bytes());
+        head[4..].copy_from_slice(&(ranges.len() as u32).to_le_bytes());
         open.used = end;
         open.transactions += 1;
     }
@@ -285,5 +287,99 @@ impl LogBuffer {
     /// From now on nothing can be sealed.
     pub fn fail(&mut self) {
         self.failed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wal::frame::apply_payload;
+
+    const ARENA_BYTES: u64 = 4 << 20;
+
+    fn log() -> LogBuffer {
+        let start = LogStart {
+            identity: LogIdentity { uuid: [7; 16], key: 7 },
+            log_bytes: 64 << 20,
+            generation: 1,
+            tail: 0,
+            head: 0,
+            sequence: 1,
+        };
+        LogBuffer::new(start, DirtyPages::none(ARENA_BYTES), Rc::default(), Rc::default())
+    }
+
+    /// What the log holds of changes to these ranges: each range's offset and length.
+    fn logged(arena: &Arena, changed: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mut log = log();
+        log.append(arena, changed.iter().copied()).expect("room");
+        let (_, _, frame) = log.take().expect("a frame");
+        let used =
+            FrameHeader::parse(&log.identity, frame.as_slice()).expect("a frame").payload_bytes as usize;
+        let mut ranges = Vec::new();
+        let applied = apply_payload(1, &frame.as_slice()[HEADER_BYTES..][..used], |offset, bytes| {
+            assert_eq!(arena.values::<u8>(0, offset, bytes.len() as u64), Ok(bytes));
+            ranges.push((offset, bytes.len() as u64));
+            Some(())
+        });
+        assert_eq!(applied, Some(()), "{changed:?}");
+        ranges
+    }
+
+    fn arena() -> Arena {
+        let mut arena = Arena::reserve(ARENA_BYTES).expect("memory");
+        for (index, byte) in arena.as_mut_slice().iter_mut().enumerate() {
+            *byte = (index % 251) as u8;
+        }
+        arena
+    }
+
+    #[test]
+    fn near_ranges_are_joined_and_long_ones_divided() {
+        let arena = arena();
+        let max = RANGE_BYTES_MAX;
+        for (changed, expected) in [
+            (
+                &[(100, 8), (40, 8), (44, 8), (60, 0), (60, 4), (200, 1)][..],
+                &[(40, 24), (100, 8), (200, 1)][..],
+            ),
+            (&[(10, 8), (27, 1)], &[(10, 8), (27, 1)]),
+            (&[(10, 8), (26, 1)], &[(10, 17)]),
+            (&[(10, 100), (20, 5)], &[(10, 100)]),
+            (&[(10, 2 * max + 3)], &[(10, max), (10 + max, max), (10 + 2 * max, 3)]),
+            (&[(10, max), (10 + max + 8, 5)], &[(10, max), (10 + max + 8, 5)]),
+            (&[(10, max), (100, max)], &[(10, max), (10 + max, 90)]),
+            (&[(10, max), (11, 4), (10 + max - 1, 2)], &[(10, max), (10 + max, 1)]),
+        ] {
+            assert_eq!(logged(&arena, changed), expected, "{changed:?}");
+        }
+    }
+
+    /// Up to sixty ranges, some of them long, in a part of the arena that may be crowded.
+    fn changes() -> impl Strategy<Value = Vec<(u64, u64)>> {
+        let length = prop_oneof![9 => 1..300u64, 1 => 1..600_000u64];
+        (10..22u32).prop_flat_map(move |bits| prop::collection::vec((0..1u64 << bits, length.clone()), 1..60))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_changed_is_logged_once(mut changed in changes()) {
+            for (offset, length) in &mut changed {
+                *length = (*length).min(ARENA_BYTES - *offset);
+            }
+            let ranges = logged(&arena(), &changed);
+            prop_assert!(ranges.is_sorted_by(|a, b| a.0 + a.1 <= b.0));
+            let mut is_logged = vec![false; ARENA_BYTES as usize];
+            for &(offset, length) in &ranges {
+                is_logged[offset as usize..(offset + length) as usize].fill(true);
+            }
+            for &(offset, length) in &changed {
+                prop_assert!(is_logged[offset as usize..(offset + length) as usize].iter().all(|&is| is));
+            }
+        }
     }
 }

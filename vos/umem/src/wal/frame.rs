@@ -138,6 +138,12 @@ pub(crate) fn range_word(offset: u64, length: u64) -> u64 {
     offset << LENGTH_BITS | length
 }
 
+/// The offset and length in a range's first word.
+#[inline]
+pub(crate) fn range_of(word: u64) -> (u64, u64) {
+    (word >> LENGTH_BITS, word & RANGE_BYTES_MAX)
+}
+
 /// Hands every range of a payload to `apply(offset, bytes)`, which says whether it can be. `None` if the payload is not
 /// made of whole transactions.
 pub(crate) fn apply_payload(
@@ -154,9 +160,10 @@ pub(crate) fn apply_payload(
         for _ in 0..count {
             let (word, rest) = ranges.split_at_checked(RANGE_HEADER_BYTES)?;
             let word = u64::from_le_bytes(word.try_into().ok()?);
-            let (data, rest) = rest.split_at_checked((word & RANGE_BYTES_MAX) as usize)?;
+            let (offset, length) = range_of(word);
+            let (data, rest) = rest.split_at_checked(length as usize)?;
             ranges = rest;
-            apply(word >> LENGTH_BITS, data)?;
+            apply(offset, data)?;
         }
         if !ranges.is_empty() {
             return None;
