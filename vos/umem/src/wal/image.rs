@@ -348,7 +348,7 @@ impl<F: MediaFile> Image<F> {
         let reads = self.written_runs().map(|(first, count)| {
             let page = &page;
             async move {
-                let buffer = IoBuffer::zeroed((count * PAGE_BYTES) as usize);
+                let buffer = IoBuffer::for_overwrite((count * PAGE_BYTES) as usize);
                 let home = image.geometry.pages + first;
                 let (mut buffer, result) = image.file.read(home * BLOCK, buffer).await;
                 result?;
@@ -373,9 +373,10 @@ impl<F: MediaFile> Image<F> {
         let mut next = 0;
         std::iter::from_fn(move || {
             let first = next + self.checksums[next..].iter().position(|&checksum| checksum != 0)?;
-            let rest = &self.checksums[first..];
+            // No further than the longest run: what comes after it is looked at in its turn.
+            let longest = (first + RUN_BLOCKS_MAX as usize).min(self.checksums.len());
+            let rest = &self.checksums[first..longest];
             let count = rest.iter().position(|&checksum| checksum == 0).unwrap_or(rest.len());
-            let count = count.min(RUN_BLOCKS_MAX as usize);
             next = first + count;
             Some((first as u64, count as u64))
         })

@@ -302,7 +302,7 @@ impl<F: MediaFile> LogReader<F> {
                 self.start = position;
             }
             let next = self.start + self.window.len() as u64;
-            let buffer = self.log.read(next, IoBuffer::zeroed(READ_BYTES)).await?;
+            let buffer = self.log.read(next, IoBuffer::for_overwrite(READ_BYTES)).await?;
             self.window.extend_from_slice(buffer.as_slice());
         }
         Ok(&self.window[(position - self.start) as usize..][..length as usize])
