@@ -361,6 +361,42 @@ fn a_listing_passes_by_an_object_of_removed_keys() {
     });
 }
 
+/// The end of an array below very many extents that are removed one by one: the service looks for it slice by slice.
+#[test]
+fn the_end_of_an_array_is_below_what_was_removed() {
+    const EXTENTS: u64 = 6000;
+    let cluster = Cluster::new(9);
+    cluster.run(&cluster.client(), |client| async move {
+        let (handle, io) = open(&client).await;
+        let epoch = handle.held();
+        let later = epoch.next();
+        let offsets: Vec<u64> = (0..EXTENTS).map(|number| number * 64).collect();
+        for (object, dkey, key) in
+            [(array(1), b"".as_slice(), b"".as_slice()), (document(1), b"dkey", b"akey")]
+        {
+            let keys = (!key.is_empty()).then_some((dkey, key));
+            for some in offsets.chunks(50) {
+                let extent = |&offset: &u64| UpdateRecord::Extent { key, offset, data: b"bytes" };
+                let records: Vec<_> = some.iter().map(extent).collect();
+                io.update(at(0, object), epoch, 0, dkey, &records).await.expect("written");
+            }
+            for some in offsets[1..].chunks(50) {
+                let hole = |&offset: &u64| UpdateRecord::PunchExtent { key, offset, length: 64 };
+                let records: Vec<_> = some.iter().map(hole).collect();
+                io.punch(at(0, object), later, 0, dkey, &records).await.expect("removed");
+            }
+            let query = io.query(at(0, object), later, keys).await.expect("asked");
+            assert_eq!((query.exists(), query.end()), (true, 5), "{object}");
+            let last = [UpdateRecord::PunchExtent { key, offset: 0, length: 64 }];
+            io.punch(at(0, object), later, 0, dkey, &last).await.expect("removed");
+            let query = io.query(at(0, object), later, keys).await.expect("asked");
+            assert_eq!((query.exists(), query.end()), (false, 0), "{object}");
+            let query = io.query(at(0, object), epoch, keys).await.expect("asked");
+            assert_eq!((query.exists(), query.end()), (true, (EXTENTS - 1) * 64 + 5), "{object}");
+        }
+    });
+}
+
 async fn overwrite(io: &ObjectIo<SimEnv>, epoch: u64, key: &str, value: &[u8]) -> Result<(), DsmError> {
     let record = [UpdateRecord::Value { key: key.as_bytes(), value }];
     io.update(at(0, kv(1)), Epoch(epoch), flags::LAST_WINS, b"", &record).await

@@ -253,9 +253,17 @@ impl<E: Env> Container<E> {
         })
     }
 
-    /// The end of the last byte of data of an array at `epoch`; 0 if there is none.
-    pub fn array_end(&self, object: ObjectId, keys: ArrayKeys<'_>, epoch: Epoch) -> Result<u64, Error> {
-        self.view(|view| view.array_end(object, keys, epoch, &mut self.0.scratch.borrow_mut()))
+    /// The end of the last byte of data of an array at `epoch`, among those before `before` (`u64::MAX` at first); 0 if there is none.
+    /// `None` where very many extents are removed: the call has looked at as many as fit into a slice of time, and `before` says where
+    /// the next one is to go on. What is written at that epoch in between, further up, is not seen.
+    pub fn array_end(
+        &self,
+        object: ObjectId,
+        keys: ArrayKeys<'_>,
+        epoch: Epoch,
+        before: &mut u64,
+    ) -> Result<Option<u64>, Error> {
+        self.view(|view| view.array_end(object, keys, epoch, before, &mut self.0.scratch.borrow_mut()))
     }
 
     /// The upper layer's metadata of an object.

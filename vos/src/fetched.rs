@@ -139,7 +139,8 @@ pub(crate) enum Position {
     Within {
         /// The entry before it; `None` if it is the first.
         before: Option<Vec<u8>>,
-        /// The entry, and below it the keys from one level to the next: the last was looked at, those before it in part.
+        /// The entry, and below it the keys from one level to the next: the last was looked at, those before it in part. In an
+        /// array the last is a place: the bytes before it are to be looked at.
         path: Vec<Vec<u8>>,
     },
     End,

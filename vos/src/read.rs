@@ -227,16 +227,18 @@ impl<'h> View<'h> {
         }
     }
 
-    /// The end of the last byte of data of an array; 0 if there is none.
+    /// The end of the last byte of data of an array before `before`; 0 if there is none. `None`: go on with what `before` has become.
     pub fn array_end(
         &self,
         id: ObjectId,
         keys: Option<(&[u8], &[u8])>,
         epoch: Epoch,
+        before: &mut u64,
         scratch: &mut Scratch,
-    ) -> Result<u64, Error> {
+    ) -> Result<Option<u64>, Error> {
         let (head, hidden) = self.array(id, keys, epoch)?;
-        head.map_or(Ok(0), |head| extents::highest_end(self.heap, head, (hidden, epoch.0), scratch))
+        let Some(head) = head else { return Ok(Some(0)) };
+        extents::highest_end(self.heap, head, (hidden, epoch.0), before, scratch, &mut 0)
     }
 
     /// The head of an array, if there is one, and the epoch of the newest punch above it (0: none).

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! * A call looks at [`WALKED_MAX`] entries and keys, and a few more at most: what is punched at an epoch may be there in any number,
+//! * A call looks at [`WALKED_MAX`] entries, keys and extents, and at most that many more where the last is an array: what is punched at an epoch may be there in any number,
 //!   below one entry too. Where it stops in the midst of an entry, the next call goes on.
 //! * Each call looks at one entry or key at least, so that a listing ends.
 
@@ -22,7 +22,7 @@ use crate::{
     tree::{self, Bound, Probe},
 };
 
-/// Most entries and keys that one call looks at, visible or not.
+/// Most entries, keys and extents that one call looks at, visible or not.
 pub(crate) const WALKED_MAX: usize = 2048;
 
 /// What is known of an entry.
@@ -40,7 +40,8 @@ pub(crate) enum Seen {
 #[derive(Default)]
 pub(crate) struct Walk {
     walked: usize,
-    /// Where to go on below the next entry; empty for its beginning. As in [`Position::Within`].
+    /// Where to go on below the next entry; empty for its beginning. As in [`Position::Within`]; in an array it is the byte before
+    /// which was not looked yet.
     resume: Vec<Vec<u8>>,
     /// Where it has stopped below an entry, the innermost key first.
     stopped: Vec<Vec<u8>>,
@@ -138,7 +139,7 @@ impl View<'_> {
         let record: &ObjectRecord = memory::read(self.heap, object)?;
         let hidden = punched_at(self.heap, record.punches, epoch)?;
         if id.object_type() == ObjectType::Array {
-            return array_is_visible(self.heap, Holder::Object(object), (hidden, epoch.0), scratch);
+            return array_is_visible(self.heap, Holder::Object(object), (hidden, epoch.0), scratch, walk);
         }
         let class = Keys { order: id.dkey_order(), seed: self.seed };
         self.any_is_visible((class, record.root), id, hidden, epoch, scratch, walk)
@@ -164,7 +165,7 @@ impl View<'_> {
                 let version: &Version = memory::read(self.heap, place)?;
                 Ok(seen(version.epoch >= hidden && version.flags & PUNCHED == 0))
             }
-            Kind::Array => array_is_visible(self.heap, Holder::Akey(key), (hidden, epoch.0), scratch),
+            Kind::Array => array_is_visible(self.heap, Holder::Akey(key), (hidden, epoch.0), scratch, walk),
             Kind::Dkey => {
                 let hidden = hidden.max(punched_at(self.heap, dkey_punches(self.heap, key)?, epoch)?);
                 let akeys: u64 = *memory::read(self.heap, keys::akeys_place(self.heap, key)?)?;
@@ -229,11 +230,20 @@ fn array_is_visible(
     holder: Holder,
     epochs: (u64, u64),
     scratch: &mut Scratch,
+    walk: &mut Walk,
 ) -> Result<Seen, Error> {
     let place: u64 = *memory::read(heap, holder.head_place())?;
     if place == 0 {
         return Ok(Seen::Invisible);
     }
     let head: &ArrayHead = memory::read(heap, place)?;
-    Ok(seen(extents::highest_end(heap, head, epochs, scratch)? > 0))
+    let resume = walk.resume.pop().and_then(|before| before.try_into().ok());
+    let mut before = resume.map_or(u64::MAX, u64::from_le_bytes);
+    Ok(match extents::highest_end(heap, head, epochs, &mut before, scratch, &mut walk.walked)? {
+        Some(end) => seen(end > 0),
+        None => {
+            walk.stopped.push(before.to_le_bytes().to_vec());
+            Seen::Unfinished
+        }
+    })
 }

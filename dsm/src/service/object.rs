@@ -223,14 +223,14 @@ impl<E: Env> ObjectService<E> {
         body: &[u8],
         responder: Responder<E>,
     ) {
-        let mut anchor = Anchor::default();
-        match enumerate::query(&handle.container, request, &mut anchor) {
+        let mut course = enumerate::Course::new();
+        match enumerate::query(&handle.container, request, &mut course) {
             Ok(Some(reply)) => responder.reply(&[reply.as_bytes()]),
             Err(error) => fail(responder, &error),
             Ok(None) => {
                 let (handle, body, env) = (handle.clone(), body.to_vec(), self.env.clone());
                 self.env.scheduler().spawn(Class::Foreground, "look for a visible key", async move {
-                    match query_in_slices(&env, &handle, &body, anchor, &responder).await {
+                    match query_in_slices(&env, &handle, &body, course, &responder).await {
                         Ok(reply) => responder.reply(&[reply.as_bytes()]),
                         Err(refusal) => responder.fail(refusal.status, &refusal.message),
                     }
@@ -312,7 +312,7 @@ async fn query_in_slices<E: Env>(
     env: &E,
     handle: &Handle<E>,
     body: &[u8],
-    mut anchor: Anchor,
+    mut course: enumerate::Course,
     responder: &Responder<E>,
 ) -> Result<QueryReply, Refusal> {
     let request = ObjectRequest::parse(Procedure::Query, body)?;
@@ -320,7 +320,7 @@ async fn query_in_slices<E: Env>(
         env.scheduler().yield_now().await;
         check_awaited(env, responder)?;
         check(handle, responder, &request, false)?;
-        if let Some(reply) = enumerate::query(&handle.container, &request, &mut anchor)? {
+        if let Some(reply) = enumerate::query(&handle.container, &request, &mut course)? {
             return Ok(reply);
         }
     }

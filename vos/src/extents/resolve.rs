@@ -31,6 +31,8 @@ struct Candidate {
 #[derive(Default)]
 pub(crate) struct Scratch {
     candidates: Vec<Candidate>,
+    /// Extents that were looked at for them.
+    looked_at: usize,
     /// Candidates that have begun: (epoch, end, extent), the newest on top.
     open: BinaryHeap<(u64, u64, u64)>,
     /// The answer: in order, without gaps, covering the range exactly.
@@ -42,35 +44,53 @@ pub(crate) fn resolve(
     heap: &Heap,
     head: Option<&ArrayHead>,
     range: Range<u64>,
-    (floor, epoch): (u64, u64),
+    epochs: (u64, u64),
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    scratch.candidates.clear();
-    scratch.segments.clear();
-    if range.is_empty() {
-        return Ok(());
-    }
-    if let Some(head) = head {
-        collect(heap, head, &range, (floor, epoch), &mut scratch.candidates)?;
-    }
-    paint(range, scratch);
-    Ok(())
+    resolve_at_most(usize::MAX, heap, head, range, epochs, scratch).map(drop)
 }
 
-/// Collects the extents that are visible among those of their block.
+/// As [`resolve`], but gives up, and says no, where it would look at more than `most` extents.
+fn resolve_at_most(
+    most: usize,
+    heap: &Heap,
+    head: Option<&ArrayHead>,
+    range: Range<u64>,
+    epochs: (u64, u64),
+    scratch: &mut Scratch,
+) -> Result<bool, Error> {
+    scratch.candidates.clear();
+    scratch.looked_at = 0;
+    scratch.segments.clear();
+    if range.is_empty() {
+        return Ok(true);
+    }
+    if let Some(head) = head {
+        collect(most, heap, head, &range, epochs, scratch)?;
+        if scratch.looked_at > most {
+            return Ok(false);
+        }
+    }
+    paint(range, scratch);
+    Ok(true)
+}
+
+/// Collects the extents that are visible among those of their block, as long as it has looked at no more than `most`.
 fn collect(
+    most: usize,
     heap: &Heap,
     head: &ArrayHead,
     range: &Range<u64>,
     (floor, epoch): (u64, u64),
-    candidates: &mut Vec<Candidate>,
+    scratch: &mut Scratch,
 ) -> Result<(), Error> {
+    let Scratch { candidates, looked_at, .. } = scratch;
     // Nothing below the epoch of an extent that covers the whole range is visible.
     let mut floor = floor;
     each_level(head.levels, range, |low_block, high_block| {
         let low = u128::from(low_block) << 64;
         let mut high = u128::from(high_block) << 64 | u128::from(epoch);
-        loop {
+        while *looked_at <= most {
             // The block that is being looked at, and what its newer extents cover of the range. What they cover beyond it
             // does not count: an older one that sticks out there only must be passed by.
             let mut block = 0;
@@ -86,6 +106,10 @@ fn collect(
                     && !(start <= summary.start.max(range.start) && summary.end.min(range.end) <= end)
             };
             let _ = tree::scan_back(heap, Extents, head.extents, (low, high), &may, &mut |place| {
+                *looked_at += 1;
+                if *looked_at > most {
+                    return Ok(ControlFlow::Break(()));
+                }
                 let extent: &Extent = memory::read(heap, place)?;
                 let here = super::block_of(extent.start, extent.end);
                 if here != block {
@@ -130,6 +154,7 @@ fn collect(
                 _ => return Ok(()),
             }
         }
+        Ok(())
     })
 }
 
@@ -143,7 +168,7 @@ fn covers(covered: &Range<u64>, block: u64, range: &Range<u64>) -> bool {
 
 /// Sweeps over the candidates from left to right; at each place the newest that is open is visible.
 fn paint(range: Range<u64>, scratch: &mut Scratch) {
-    let Scratch { candidates, open, segments } = scratch;
+    let Scratch { candidates, open, segments, .. } = scratch;
     candidates.sort_unstable_by_key(|candidate| candidate.start);
     open.clear();
     let (mut position, mut next) = (range.start, 0);
@@ -169,27 +194,54 @@ fn paint(range: Range<u64>, scratch: &mut Scratch) {
     }
 }
 
-/// The end of the last byte of data that is visible at `epoch`; 0 if there is none.
+/// Extents that a call of [`highest_end`] looks at, and a few more; all of a window of one byte at least.
+const LOOKED_AT_MAX: usize = 2048;
+/// Extents of a window: one with more is narrowed.
+const WINDOW_EXTENTS_MAX: usize = 1024;
+/// The first window, in bytes. It becomes wider where there is little, so that the way through emptiness is short.
+const WINDOW_BYTES: u64 = 4096;
+
+/// How often a call narrows its window: twice as often as it takes to come from the first to a single byte.
+const NARROWED_MAX: usize = 12;
+
+/// The end of the last byte of data before `before` that is visible at `epoch`; 0 if there is none. `None`: much was looked at, all
+/// of it removed, and `before` has come down to what was not looked at yet. `looked_at` grows by the extents.
 pub(crate) fn highest_end(
     heap: &Heap,
     head: &ArrayHead,
-    (floor, epoch): (u64, u64),
+    epochs: (u64, u64),
+    before: &mut u64,
     scratch: &mut Scratch,
-) -> Result<u64, Error> {
-    let mut end = tree_end(heap, head)?;
-    let mut window = 1 << 20;
-    while end > 0 {
-        let start = end.saturating_sub(window);
-        resolve(heap, Some(head), start..end, (floor, epoch), scratch)?;
+    looked_at: &mut usize,
+) -> Result<Option<u64>, Error> {
+    let most = *looked_at + LOOKED_AT_MAX;
+    *before = tree_end(heap, head)?.min(*before);
+    let (mut window, mut narrowed) = (WINDOW_BYTES, 0);
+    while *before > 0 {
+        let start = before.saturating_sub(window);
+        // The extents at one byte are few: one to a block that holds it.
+        let extents = if window == 1 { usize::MAX } else { WINDOW_EXTENTS_MAX };
+        let resolved = resolve_at_most(extents, heap, Some(head), start..*before, epochs, scratch)?;
+        if !resolved {
+            // Not counted with the others, so that a call goes some way with the window that fits.
+            (window, narrowed) = ((window / 4).clamp(1, WINDOW_BYTES), narrowed + 1);
+            continue;
+        }
+        *looked_at += scratch.looked_at;
         for segment in scratch.segments.iter().rev() {
             if segment.extent != 0 && memory::read::<Extent>(heap, segment.extent)?.flags & PUNCHED == 0 {
-                return Ok(segment.end);
+                return Ok(Some(segment.end));
             }
         }
-        end = start;
-        window = window.saturating_mul(4);
+        *before = start;
+        if scratch.looked_at < WINDOW_EXTENTS_MAX / 4 {
+            window = window.saturating_mul(4);
+        }
+        if (*looked_at >= most || narrowed >= NARROWED_MAX) && start > 0 {
+            return Ok(None);
+        }
     }
-    Ok(0)
+    Ok(Some(0))
 }
 
 /// The greatest end of any extent.

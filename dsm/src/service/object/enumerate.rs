@@ -95,22 +95,38 @@ fn list<E: Env>(
     }
 }
 
-/// Whether the object has anything visible, and where its array ends. `None`: what was looked at so far does not tell, go on
-/// from `anchor`.
+/// How far a question about an object has come.
+pub(super) struct Course {
+    /// The end of its array is looked for before this byte.
+    before: u64,
+    /// Something visible is looked for from here on.
+    anchor: Anchor,
+}
+
+impl Course {
+    /// The beginning.
+    pub fn new() -> Self {
+        Self { before: u64::MAX, anchor: Anchor::default() }
+    }
+}
+
+/// Whether the object has anything visible, and where its array ends. `None`: what was looked at so far does not tell, go on.
 pub(super) fn query<E: Env>(
     container: &Container<E>,
     request: &ObjectRequest<'_>,
-    anchor: &mut Anchor,
+    course: &mut Course,
 ) -> Result<Option<QueryReply>, Error> {
+    let Course { before, anchor } = course;
     let (object, epoch) = (request.object(), request.epoch());
     let akey = request.records().next().map(|record: RecordRef<'_>| record.key);
     let end = match (object.object_type(), akey) {
-        (ObjectType::Array, _) => container.array_end(object, None, epoch)?,
+        (ObjectType::Array, _) => container.array_end(object, None, epoch, before)?,
         (ObjectType::Document, Some(akey)) => {
-            container.array_end(object, Some((request.dkey(), akey)), epoch)?
+            container.array_end(object, Some((request.dkey(), akey)), epoch, before)?
         }
-        _ => 0,
+        _ => Some(0),
     };
+    let Some(end) = end else { return Ok(None) };
     let mut exists = end > 0;
     if !exists && object.object_type() != ObjectType::Array {
         container.enumerate_keys(object, epoch, anchor, 1, |_| exists = true)?;
