@@ -20,7 +20,7 @@ use crate::{
     editor::Editor,
     epochs::{self, SliceSize},
     error::from_heap,
-    extents::Scratch,
+    extents::{EndSearch, Scratch},
     memory,
     read::{FetchRequest, View, objects_place},
     records::{ContainerRecord, Counts},
@@ -253,17 +253,18 @@ impl<E: Env> Container<E> {
         })
     }
 
-    /// The end of the last byte of data of an array at `epoch`, among those before `before` (`u64::MAX` at first); 0 if there is none.
-    /// `None` where very many extents are removed: the call has looked at as many as fit into a slice of time, and `before` says where
-    /// the next one is to go on. What is written at that epoch in between, further up, is not seen.
+    /// The end of the last byte of data of an array at `epoch`; 0 if there is none. `None` where very many extents are removed: the call
+    /// has looked at as many as fit into a slice of time, and the next one goes on with the same search. What is written at or before
+    /// that epoch between two calls, above the place that they have come to, is not seen: an array whose data moves up meanwhile
+    /// may be found empty. In a committed epoch nothing is written.
     pub fn array_end(
         &self,
         object: ObjectId,
         keys: ArrayKeys<'_>,
         epoch: Epoch,
-        before: &mut u64,
+        search: &mut EndSearch,
     ) -> Result<Option<u64>, Error> {
-        self.view(|view| view.array_end(object, keys, epoch, before, &mut self.0.scratch.borrow_mut()))
+        self.view(|view| view.array_end(object, keys, epoch, search, &mut self.0.scratch.borrow_mut()))
     }
 
     /// The upper layer's metadata of an object.

@@ -36,6 +36,7 @@ mod cost;
 #[cfg(test)]
 mod damaged;
 mod data;
+mod end;
 mod resolve;
 mod write;
 
@@ -55,7 +56,9 @@ use crate::{
 pub(crate) use data::{
     ExtentSource, check_inline, detached_block, locate, owner_of, recorded_checksums, stored_position,
 };
-pub(crate) use resolve::{Scratch, highest_end, resolve};
+pub use end::EndSearch;
+pub(crate) use end::highest_end;
+pub(crate) use resolve::{Scratch, resolve};
 pub(crate) use write::{NewExtent, Source, abandon_head, forget_note, insert, remove};
 
 /// The smallest block that holds `start..end` (not empty, `end` ≤ 2^63), by its number. Of a damaged extent, some number.

@@ -126,7 +126,7 @@ pub struct ContainerUsage {
 }
 
 /// Where an enumeration stands: after the last thing it gave. Concurrent changes do not invalidate it; what is there
-/// from begin to end is given exactly once. It can be sent and stored ([`Anchor::to_bytes`]).
+/// from begin to end is given exactly once (an entry below which very much is removed only if also one thing below it is). It can be sent and stored ([`Anchor::to_bytes`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Anchor(pub(crate) Position);
 
@@ -140,7 +140,7 @@ pub(crate) enum Position {
         /// The entry before it; `None` if it is the first.
         before: Option<Vec<u8>>,
         /// The entry, and below it the keys from one level to the next: the last was looked at, those before it in part. In an
-        /// array the last is a place: the bytes before it are to be looked at.
+        /// array the last is an [`EndSearch`](crate::EndSearch).
         path: Vec<Vec<u8>>,
     },
     End,

@@ -51,6 +51,7 @@ pub use blocks::{BlockRef, StoredExtent};
 pub use container::{ArrayKeys, Batch, Container};
 pub use daos_umem::{FrameInfo, Inspection, MediaInspection, MediaKind, Persisted, Sealed, WalInspection};
 pub use error::Error;
+pub use extents::EndSearch;
 pub use fetched::{
     Anchor, Change, ContainerUsage, Data, Fetched, LogUsage, Piece, PieceData, RecordedExtent, Usage,
     ValueRef,

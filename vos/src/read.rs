@@ -15,7 +15,7 @@ use daos_umem::Heap;
 use crate::{
     ARRAY_BYTES_MAX, BlockRef, Data, Error, Fetched, Piece, PieceData, ValueRef,
     blocks::Pins,
-    extents::{self, ExtentSource, Holder, Scratch},
+    extents::{self, EndSearch, ExtentSource, Holder, Scratch},
     keys::{self, dkey_punches, punched_at},
     memory,
     records::{
@@ -227,18 +227,18 @@ impl<'h> View<'h> {
         }
     }
 
-    /// The end of the last byte of data of an array before `before`; 0 if there is none. `None`: go on with what `before` has become.
+    /// The end of the last byte of data of an array; 0 if there is none. `None`: go on with the same search.
     pub fn array_end(
         &self,
         id: ObjectId,
         keys: Option<(&[u8], &[u8])>,
         epoch: Epoch,
-        before: &mut u64,
+        search: &mut EndSearch,
         scratch: &mut Scratch,
     ) -> Result<Option<u64>, Error> {
         let (head, hidden) = self.array(id, keys, epoch)?;
         let Some(head) = head else { return Ok(Some(0)) };
-        extents::highest_end(self.heap, head, (hidden, epoch.0), before, scratch, &mut 0)
+        extents::highest_end(self.heap, head, (hidden, epoch.0), search, scratch, &mut 0)
     }
 
     /// The head of an array, if there is one, and the epoch of the newest punch above it (0: none).

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //!
-//! * A call looks at [`WALKED_MAX`] entries, keys and extents, and at most that many more where the last is an array: what is punched at an epoch may be there in any number,
+//! * A call looks at [`WALKED_MAX`] entries, keys and extents, and where the last is an array at most five times as many more: what is punched at an epoch may be there in any number,
 //!   below one entry too. Where it stops in the midst of an entry, the next call goes on.
 //! * Each call looks at one entry or key at least, so that a listing ends.
 
@@ -13,7 +13,7 @@ use daos_umem::Heap;
 
 use crate::{
     Anchor, Error,
-    extents::{self, Holder, Scratch},
+    extents::{self, EndSearch, Holder, Scratch},
     fetched::Position,
     keys::{self, dkey_punches, punched_at},
     memory,
@@ -40,8 +40,7 @@ pub(crate) enum Seen {
 #[derive(Default)]
 pub(crate) struct Walk {
     walked: usize,
-    /// Where to go on below the next entry; empty for its beginning. As in [`Position::Within`]; in an array it is the byte before
-    /// which was not looked yet.
+    /// Where to go on below the next entry; empty for its beginning. As in [`Position::Within`].
     resume: Vec<Vec<u8>>,
     /// Where it has stopped below an entry, the innermost key first.
     stopped: Vec<Vec<u8>>,
@@ -237,12 +236,12 @@ fn array_is_visible(
         return Ok(Seen::Invisible);
     }
     let head: &ArrayHead = memory::read(heap, place)?;
-    let resume = walk.resume.pop().and_then(|before| before.try_into().ok());
-    let mut before = resume.map_or(u64::MAX, u64::from_le_bytes);
-    Ok(match extents::highest_end(heap, head, epochs, &mut before, scratch, &mut walk.walked)? {
+    let resume = walk.resume.pop();
+    let mut search = resume.map_or_else(EndSearch::default, |bytes| EndSearch::from_bytes(&bytes));
+    Ok(match extents::highest_end(heap, head, epochs, &mut search, scratch, &mut walk.walked)? {
         Some(end) => seen(end > 0),
         None => {
-            walk.stopped.push(before.to_le_bytes().to_vec());
+            walk.stopped.push(search.to_bytes());
             Seen::Unfinished
         }
     })

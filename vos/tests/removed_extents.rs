@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::ops::Range;
+
 use daos_types::{Checksum, Epoch, ObjectId, ObjectType};
 use daos_vos::{
-    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, ExtentData, ExtentUpdate, Punch, Update,
+    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, EndSearch, ExtentData, ExtentUpdate, Punch,
+    Update,
 };
 use daos_xstream_sim::SimEnv;
 use support::{
@@ -17,9 +20,6 @@ const WRITTEN: Epoch = Epoch(2);
 const REMOVED: Epoch = Epoch(5);
 const AGAIN: Epoch = Epoch(7);
 const EXTENTS: u64 = 6000;
-/// Extents that a call looks at, and how many more its last window may have.
-const LOOKED_AT: u64 = 2048;
-const WINDOW: u64 = 1024;
 
 /// An array: an object, or what an akey of a document holds.
 struct Array {
@@ -45,26 +45,24 @@ impl Array {
         let _ = self.container.update(self.id, epoch, writer(1), Conflict::Refuse, &update).expect("written");
     }
 
-    fn remove(&self, offset: u64, bytes: u64) {
-        let range = offset..offset + bytes;
+    fn remove(&self, range: Range<u64>, epoch: Epoch) {
         let punch = match self.keys() {
             None => Punch::Extent(range),
             Some((dkey, akey)) => Punch::AkeyExtent { dkey, akey, range },
         };
-        let _ = self.container.punch(self.id, REMOVED, writer(1), Conflict::Refuse, &punch).expect("removed");
+        let _ = self.container.punch(self.id, epoch, writer(1), Conflict::Refuse, &punch).expect("removed");
     }
 
     /// Where it ends, and the calls that it took.
     fn end(&self, epoch: Epoch) -> (u64, u64) {
-        let (mut before, mut calls) = (u64::MAX, 1);
+        let (mut search, mut calls) = (EndSearch::default(), 1);
         loop {
-            let last = before;
-            if let Some(end) =
-                self.container.array_end(self.id, self.keys(), epoch, &mut before).expect("looked for")
-            {
+            let last = search;
+            let end = self.container.array_end(self.id, self.keys(), epoch, &mut search);
+            if let Some(end) = end.expect("looked for") {
                 return (end, calls);
             }
-            assert!(before < last, "it gets nowhere");
+            assert!(search != last, "it gets nowhere");
             calls += 1;
         }
     }
@@ -99,13 +97,13 @@ fn an_end_below_removed_extents_is_found_in_slices() {
                     array.write(number * stride, bytes, WRITTEN);
                 }
                 let whole = (EXTENTS - 1) * stride + bytes;
-                (0..EXTENTS).for_each(|number| array.remove(number * stride, bytes));
+                let extents = (0..EXTENTS).map(|number| number * stride);
+                extents.for_each(|offset| array.remove(offset..offset + bytes, REMOVED));
                 assert_eq!(array.end(WRITTEN), (whole, 1));
                 let what = format!("{kind:?}, {bytes} bytes in {stride}");
                 let (end, calls) = array.end(REMOVED);
                 assert_eq!(end, 0, "{what}");
-                let expected = 2 * EXTENTS / (LOOKED_AT + WINDOW)..=2 * EXTENTS / LOOKED_AT + 1;
-                assert!(expected.contains(&calls), "{what}: {calls} calls");
+                assert!((2..=12).contains(&calls), "{what}: {calls} calls");
                 let (listed, calls) = array.listed(REMOVED);
                 assert!(listed.is_empty(), "{what}: {listed:?}");
                 assert!(calls > 1, "{what}: {calls} calls of a listing");
@@ -131,5 +129,31 @@ fn an_end_below_later_extents_is_found_in_slices() {
         assert_eq!(end, 3);
         assert!(calls > 1, "{calls} calls");
         assert_eq!(array.end(AGAIN), (EXTENTS * 64, 1));
+    });
+}
+
+/// A hostile history, found by review: on each of 22 levels one block with a leaf of its own, of which the oldest extent covers all
+/// that is further down, and the others must be passed by. Windows became narrow because of them, and never wide again: 2^41 bytes
+/// were looked at two by two.
+#[test]
+fn what_each_window_must_pass_by_does_not_keep_it_narrow() {
+    run(ObjectType::Array, |array| {
+        let mut epoch = WRITTEN;
+        array.write(5, 1, epoch);
+        for level in (42..=63).rev() {
+            let middle = 1 << (level - 1);
+            for number in 0..48 {
+                epoch = epoch.next();
+                let start = if number == 0 { 0 } else { middle - 1 };
+                array.remove(start..middle + 1, epoch);
+            }
+        }
+        let (end, calls) = array.end(epoch);
+        assert_eq!(end, 0);
+        assert!(calls < 40, "{calls} calls");
+        assert!(array.listed(epoch).0.is_empty());
+        assert_eq!(array.end(WRITTEN).0, 6);
+        array.write(8, 1, epoch.next());
+        assert_eq!(array.end(epoch.next()).0, 9);
     });
 }

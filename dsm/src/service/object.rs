@@ -223,7 +223,7 @@ impl<E: Env> ObjectService<E> {
         body: &[u8],
         responder: Responder<E>,
     ) {
-        let mut course = enumerate::Course::new();
+        let mut course = enumerate::Course::default();
         match enumerate::query(&handle.container, request, &mut course) {
             Ok(Some(reply)) => responder.reply(&[reply.as_bytes()]),
             Err(error) => fail(responder, &error),

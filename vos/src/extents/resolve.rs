@@ -7,7 +7,7 @@ use daos_umem::Heap;
 use super::{each_level, level_of};
 use crate::{
     Error, memory,
-    records::{ArrayHead, Extent, Extents, PUNCHED},
+    records::{ArrayHead, Extent, Extents},
     tree::{self, Summary},
 };
 
@@ -20,7 +20,7 @@ pub(crate) struct Segment {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Candidate {
+pub(super) struct Candidate {
     start: u64,
     end: u64,
     epoch: u64,
@@ -30,9 +30,9 @@ struct Candidate {
 /// Buffers of [`resolve`], kept so that a read allocates nothing.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    candidates: Vec<Candidate>,
+    pub(super) candidates: Vec<Candidate>,
     /// Extents that were looked at for them.
-    looked_at: usize,
+    pub(super) looked_at: usize,
     /// Candidates that have begun: (epoch, end, extent), the newest on top.
     open: BinaryHeap<(u64, u64, u64)>,
     /// The answer: in order, without gaps, covering the range exactly.
@@ -51,7 +51,7 @@ pub(crate) fn resolve(
 }
 
 /// As [`resolve`], but gives up, and says no, where it would look at more than `most` extents.
-fn resolve_at_most(
+pub(super) fn resolve_at_most(
     most: usize,
     heap: &Heap,
     head: Option<&ArrayHead>,
@@ -192,68 +192,4 @@ fn paint(range: Range<u64>, scratch: &mut Scratch) {
         }
         position = end;
     }
-}
-
-/// Extents that a call of [`highest_end`] looks at, and a few more; all of a window of one byte at least.
-const LOOKED_AT_MAX: usize = 2048;
-/// Extents of a window: one with more is narrowed.
-const WINDOW_EXTENTS_MAX: usize = 1024;
-/// The first window, in bytes. It becomes wider where there is little, so that the way through emptiness is short.
-const WINDOW_BYTES: u64 = 4096;
-
-/// How often a call narrows its window: twice as often as it takes to come from the first to a single byte.
-const NARROWED_MAX: usize = 12;
-
-/// The end of the last byte of data before `before` that is visible at `epoch`; 0 if there is none. `None`: much was looked at, all
-/// of it removed, and `before` has come down to what was not looked at yet. `looked_at` grows by the extents.
-pub(crate) fn highest_end(
-    heap: &Heap,
-    head: &ArrayHead,
-    epochs: (u64, u64),
-    before: &mut u64,
-    scratch: &mut Scratch,
-    looked_at: &mut usize,
-) -> Result<Option<u64>, Error> {
-    let most = *looked_at + LOOKED_AT_MAX;
-    *before = tree_end(heap, head)?.min(*before);
-    let (mut window, mut narrowed) = (WINDOW_BYTES, 0);
-    while *before > 0 {
-        let start = before.saturating_sub(window);
-        // The extents at one byte are few: one to a block that holds it.
-        let extents = if window == 1 { usize::MAX } else { WINDOW_EXTENTS_MAX };
-        let resolved = resolve_at_most(extents, heap, Some(head), start..*before, epochs, scratch)?;
-        if !resolved {
-            // Not counted with the others, so that a call goes some way with the window that fits.
-            (window, narrowed) = ((window / 4).clamp(1, WINDOW_BYTES), narrowed + 1);
-            continue;
-        }
-        *looked_at += scratch.looked_at;
-        for segment in scratch.segments.iter().rev() {
-            if segment.extent != 0 && memory::read::<Extent>(heap, segment.extent)?.flags & PUNCHED == 0 {
-                return Ok(Some(segment.end));
-            }
-        }
-        *before = start;
-        if scratch.looked_at < WINDOW_EXTENTS_MAX / 4 {
-            window = window.saturating_mul(4);
-        }
-        if (*looked_at >= most || narrowed >= NARROWED_MAX) && start > 0 {
-            return Ok(None);
-        }
-    }
-    Ok(Some(0))
-}
-
-/// The greatest end of any extent.
-fn tree_end(heap: &Heap, head: &ArrayHead) -> Result<u64, Error> {
-    let mut end = 0;
-    let found = std::cell::Cell::new(0u64);
-    let may = |summary: &Summary| summary.end > found.get();
-    let keys = (0, u128::MAX);
-    let _ = tree::scan_back(heap, Extents, head.extents, keys, &may, &mut |place| {
-        end = end.max(memory::read::<Extent>(heap, place)?.end);
-        found.set(end);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(end)
 }

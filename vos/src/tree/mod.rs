@@ -53,7 +53,7 @@ use node::Node;
 pub(crate) use check::check;
 pub(crate) use insert::{insert, insert_at};
 pub(crate) use remove::remove;
-pub(crate) use scan::{Bound, floor, scan, scan_back};
+pub(crate) use scan::{Bound, floor, scan, scan_back, summary};
 
 /// Cache lines of a leaf that a search in a class with tails asks for.
 const LEAF_LINES: u64 = 13;

@@ -6,7 +6,7 @@ use daos_umem::Heap;
 
 use super::{
     KeyClass, Probe, Root, Summary,
-    insert::{entries, sort},
+    insert::{entries, sort, summarise},
     node::{LEAF_CAPACITY, Node, kept},
 };
 use crate::{Error, memory};
@@ -153,6 +153,20 @@ fn floor_node<C: KeyClass>(node: &Node<'_>, number: u128) -> Result<Option<u64>,
         }
         index -= 1;
     }
+}
+
+/// The summary of all records. For classes with summaries.
+pub(crate) fn summary<C: KeyClass>(heap: &Heap, class: C, root: u64) -> Result<Summary, Error> {
+    let node = match Root::decode(root)? {
+        Root::Empty => return Ok(Summary::EMPTY),
+        Root::Record(record) => return class.summary(heap, record),
+        Root::Node(node) => Node::read(heap, node)?,
+    };
+    if node.level() == 0 {
+        let (all, count) = entries(&node)?;
+        return summarise(heap, class, &all[..count]);
+    }
+    Ok(node.summaries::<C>()?.iter().fold(Summary::EMPTY, |all, child| all.merge(*child)))
 }
 
 /// Visits the records with numbers from `high` down to `low` in descending order, passing by whatever lies below a summary

@@ -6,8 +6,8 @@ use daos_types::{
     Checksum, Cookie, Epoch, EpochRange, KeyOrder, ObjectClass, ObjectId, ObjectType, Writer, WriterKind,
 };
 use daos_vos::{
-    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, Data, Error, ExtentData, ExtentUpdate,
-    FetchRequest, Fetched, KeyUpdate, Punch, Update, Value,
+    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, Data, EndSearch, Error, ExtentData,
+    ExtentUpdate, FetchRequest, Fetched, KeyUpdate, Punch, Update, Value,
 };
 use daos_xstream::Env;
 
@@ -308,8 +308,8 @@ pub fn compare<E: Env>(
             return Err(format!("{name:?} at {epoch}: the pieces end at {position}"));
         }
         let end = wanted.iter().rposition(|byte| matches!(byte, Answer::Value(_))).map_or(0, |last| last + 1);
-        let mut before = u64::MAX;
-        let real = container.array_end(id, keys, at, &mut before).map_err(|error| error.to_string())?;
+        let mut search = EndSearch::default();
+        let real = container.array_end(id, keys, at, &mut search).map_err(|error| error.to_string())?;
         // Less is written than a call looks at.
         let real = real.ok_or("the end of a short array was not found")?;
         if real != end as u64 {

@@ -1,7 +1,7 @@
 //! Lists, and questions about objects as a whole.
 
 use daos_types::{Epoch, EpochRange, ObjectType};
-use daos_vos::{ARRAY_BYTES_MAX, Anchor, Container, Error};
+use daos_vos::{ARRAY_BYTES_MAX, Anchor, Container, EndSearch, Error};
 use daos_xstream::{Env, rpc::Status};
 use zerocopy::IntoBytes;
 
@@ -96,18 +96,12 @@ fn list<E: Env>(
 }
 
 /// How far a question about an object has come.
+#[derive(Default)]
 pub(super) struct Course {
-    /// The end of its array is looked for before this byte.
-    before: u64,
+    /// The end of its array is looked for.
+    end: EndSearch,
     /// Something visible is looked for from here on.
     anchor: Anchor,
-}
-
-impl Course {
-    /// The beginning.
-    pub fn new() -> Self {
-        Self { before: u64::MAX, anchor: Anchor::default() }
-    }
 }
 
 /// Whether the object has anything visible, and where its array ends. `None`: what was looked at so far does not tell, go on.
@@ -116,13 +110,13 @@ pub(super) fn query<E: Env>(
     request: &ObjectRequest<'_>,
     course: &mut Course,
 ) -> Result<Option<QueryReply>, Error> {
-    let Course { before, anchor } = course;
+    let Course { end: search, anchor } = course;
     let (object, epoch) = (request.object(), request.epoch());
     let akey = request.records().next().map(|record: RecordRef<'_>| record.key);
     let end = match (object.object_type(), akey) {
-        (ObjectType::Array, _) => container.array_end(object, None, epoch, before)?,
+        (ObjectType::Array, _) => container.array_end(object, None, epoch, search)?,
         (ObjectType::Document, Some(akey)) => {
-            container.array_end(object, Some((request.dkey(), akey)), epoch, before)?
+            container.array_end(object, Some((request.dkey(), akey)), epoch, search)?
         }
         _ => Some(0),
     };

@@ -43,10 +43,10 @@ impl<F: MediaFile> LogFile<F> {
         (buffer, result)
     }
 
-    /// Reads whole blocks from `position`, not past the end of the file: as many as `buffer` has room for or there are.
+    /// Reads whole blocks from `position`, not past the end of the file: as many as `buffer` has or there are.
     pub async fn read(&self, position: u64, mut buffer: IoBuffer) -> Result<IoBuffer, MediaError> {
         let place = self.place(position);
-        buffer.set_len(buffer.capacity().min((self.bytes - place) as usize));
+        buffer.set_len(buffer.len().min((self.bytes - place) as usize));
         let (buffer, result) = self.file.read(place, buffer).await;
         result.map(|()| buffer)
     }
