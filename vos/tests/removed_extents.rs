@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use daos_types::{Checksum, Epoch, ObjectId, ObjectType};
 use daos_vos::{
-    AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, EndSearch, ExtentData, ExtentUpdate, Punch,
-    Update,
+    ARRAY_BYTES_MAX, AkeyData, AkeyUpdate, Anchor, Checksums, Conflict, Container, EndSearch, ExtentData,
+    ExtentUpdate, Punch, Update,
 };
 use daos_xstream_sim::SimEnv;
 use support::{
+    Random,
     arrays::{object, writer},
     pool,
 };
@@ -99,7 +100,7 @@ fn an_end_below_removed_extents_is_found_in_slices() {
                 let whole = (EXTENTS - 1) * stride + bytes;
                 let extents = (0..EXTENTS).map(|number| number * stride);
                 extents.for_each(|offset| array.remove(offset..offset + bytes, REMOVED));
-                assert_eq!(array.end(WRITTEN), (whole, 1));
+                assert_eq!(array.end(WRITTEN).0, whole);
                 let what = format!("{kind:?}, {bytes} bytes in {stride}");
                 let (end, calls) = array.end(REMOVED);
                 assert_eq!(end, 0, "{what}");
@@ -119,6 +120,20 @@ fn an_end_below_removed_extents_is_found_in_slices() {
     }
 }
 
+/// The last byte lies right before, right after, or at the edge of the first window (4096 bytes).
+#[test]
+fn an_end_at_the_edge_of_a_window_is_found() {
+    run(ObjectType::Array, |array| {
+        array.write(20_000, 1, WRITTEN);
+        array.remove(20_000..20_001, REMOVED);
+        for (number, at) in (20_001 - 4096 - 3..20_001 - 4096 + 3).enumerate() {
+            let epoch = Epoch(AGAIN.0 + number as u64);
+            array.write(at, 1, epoch);
+            assert_eq!(array.end(epoch), (at + 1, 1));
+        }
+    });
+}
+
 /// Extents that came after the epoch that is asked for are looked at too, one for each place.
 #[test]
 fn an_end_below_later_extents_is_found_in_slices() {
@@ -129,6 +144,49 @@ fn an_end_below_later_extents_is_found_in_slices() {
         assert_eq!(end, 3);
         assert!(calls > 1, "{calls} calls");
         assert_eq!(array.end(AGAIN), (EXTENTS * 64, 1));
+    });
+}
+
+/// A file that was cut: all above its end is one punch, below which a window went down by powers of 16 from 2^60 bytes.
+#[test]
+fn what_is_above_the_end_of_a_cut_array_is_passed_by_at_once() {
+    run(ObjectType::Array, |array| {
+        for number in 0..9000 {
+            array.write(number * 64, 64, WRITTEN);
+        }
+        let end = 8000 * 64;
+        array.remove(end..ARRAY_BYTES_MAX, REMOVED);
+        assert_eq!(array.end(REMOVED), (end, 1));
+        // It grows again, is cut in the midst of that, and little of it is written a third time.
+        (9000..9100).for_each(|number| array.write(number * 64, 64, AGAIN));
+        array.remove(9010 * 64..ARRAY_BYTES_MAX, AGAIN.next());
+        assert_eq!(array.end(AGAIN), (9100 * 64, 1));
+        assert_eq!(array.end(AGAIN.next()), (9010 * 64, 1));
+        assert_eq!(array.end(REMOVED), (end, 1));
+        array.write(1 << 40, 5, Epoch(20));
+        array.remove(1 << 40..(1 << 40) + 5, Epoch(21));
+        assert_eq!(array.end(Epoch(20)), ((1 << 40) + 5, 1));
+        assert_eq!(array.end(Epoch(21)), (9010 * 64, 1));
+    });
+}
+
+/// More than can be passed by at once is newer than the punch that covers it: it is looked at window by window.
+#[test]
+fn much_that_is_newer_than_a_punch_is_looked_at_in_slices() {
+    run(ObjectType::Array, |array| {
+        array.write(7, 5, WRITTEN);
+        array.remove(100..ARRAY_BYTES_MAX, REMOVED);
+        let at = |number: u64| 10_000 + number * 64;
+        (0..EXTENTS).for_each(|number| array.write(at(number), 64, AGAIN));
+        (0..EXTENTS).for_each(|number| array.remove(at(number)..at(number) + 64, AGAIN.next()));
+        let (end, calls) = array.end(AGAIN.next());
+        assert_eq!(end, 12);
+        assert!((2..=40).contains(&calls), "{calls} calls");
+        let (end, calls) = array.end(REMOVED);
+        assert_eq!(end, 12, "there are later extents in what was removed");
+        assert!(calls <= 60, "{calls} calls");
+        array.write(at(17) + 3, 1, Epoch(20));
+        assert_eq!(array.end(Epoch(20)).0, at(17) + 4);
     });
 }
 
@@ -156,4 +214,61 @@ fn what_each_window_must_pass_by_does_not_keep_it_narrow() {
         array.write(8, 1, epoch.next());
         assert_eq!(array.end(epoch.next()).0, 9);
     });
+}
+
+/// The end of what is visible at an epoch, computed from all that was done: (range, epoch, is it data).
+fn naive_end(done: &[(Range<u64>, u64, bool)], epoch: Epoch) -> u64 {
+    let seen: Vec<_> = done.iter().filter(|(_, at, _)| *at <= epoch.0).collect();
+    let mut edges: Vec<u64> = seen.iter().flat_map(|(range, ..)| [range.start, range.end]).collect();
+    edges.sort_unstable();
+    edges.dedup();
+    let newest =
+        |byte: u64| seen.iter().filter(|(range, ..)| range.contains(&byte)).max_by_key(|(_, at, _)| at);
+    let mut between = edges.windows(2).rev();
+    between.find(|edge| newest(edge[0]).is_some_and(|(.., is_data)| *is_data)).map_or(0, |edge| edge[1])
+}
+
+/// Histories of clusters in emptiness, written and removed piece by piece and in long punches, in any order of epochs.
+#[test]
+fn ends_of_random_arrays_are_those_of_a_naive_reference() {
+    for seed in 0..12 {
+        run(ObjectType::Array, move |array| {
+            let mut random = Random(seed);
+            let clusters: Vec<u64> = (0..4).map(|_| random.next() >> (2 + random.below(60))).collect();
+            // Epochs are unique, and come in any order.
+            let operations = 1500 + 1500 * (seed % 2);
+            let mut done = Vec::new();
+            for number in 0..operations {
+                let epoch = 2
+                    + (number * 1_009 + seed) % operations * if seed % 3 == 0 { 0 } else { 1 }
+                    + if seed % 3 == 0 { number } else { 0 };
+                let cluster = clusters[random.below(4) as usize];
+                let start = cluster + random.below(1 << (10 + seed % 8));
+                let is_data = random.one_in(2);
+                let range = match random.below(if is_data { 8 } else { 10 }) {
+                    8 if random.one_in(20) => start..ARRAY_BYTES_MAX,
+                    9 => start..start + (1 << random.below(50)),
+                    _ => start..start + 1 + random.below(48),
+                };
+                if is_data {
+                    array.write(range.start, range.end - range.start, Epoch(epoch));
+                } else {
+                    array.remove(range.clone(), Epoch(epoch));
+                }
+                done.push((range, epoch, is_data));
+            }
+            // Then almost everything goes.
+            let last = operations + 2;
+            let low = clusters.iter().min().expect("a cluster") + random.below(1000);
+            array.remove(low..low + (1 << 61), Epoch(last));
+            done.push((low..low + (1 << 61), last, false));
+            for epoch in (0..12).map(|_| 1 + random.below(last)).chain([last]) {
+                assert_eq!(
+                    array.end(Epoch(epoch)).0,
+                    naive_end(&done, Epoch(epoch)),
+                    "seed {seed}, epoch {epoch}"
+                );
+            }
+        });
+    }
 }

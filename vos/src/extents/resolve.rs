@@ -27,6 +27,9 @@ pub(super) struct Candidate {
     extent: u64,
 }
 
+/// What a descent to the next block costs, in extents that are looked at.
+const RESTART_COST: usize = 4;
+
 /// Buffers of [`resolve`], kept so that a read allocates nothing.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -47,12 +50,25 @@ pub(crate) fn resolve(
     epochs: (u64, u64),
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    resolve_at_most(usize::MAX, heap, head, range, epochs, scratch).map(drop)
+    resolve_at_most(Limit::NONE, heap, head, range, epochs, scratch).map(drop)
 }
 
-/// As [`resolve`], but gives up, and says no, where it would look at more than `most` extents.
+/// How much there may be in a range that is resolved.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limit {
+    /// Extents that are looked at.
+    pub looked_at: usize,
+    /// Of these, such as may be visible.
+    pub candidates: usize,
+}
+
+impl Limit {
+    pub const NONE: Self = Self { looked_at: usize::MAX, candidates: usize::MAX };
+}
+
+/// As [`resolve`], but gives up, and says no, where there is more than the limit.
 pub(super) fn resolve_at_most(
-    most: usize,
+    limit: Limit,
     heap: &Heap,
     head: Option<&ArrayHead>,
     range: Range<u64>,
@@ -66,8 +82,8 @@ pub(super) fn resolve_at_most(
         return Ok(true);
     }
     if let Some(head) = head {
-        collect(most, heap, head, &range, epochs, scratch)?;
-        if scratch.looked_at > most {
+        collect(limit, heap, head, &range, epochs, scratch)?;
+        if scratch.looked_at > limit.looked_at || scratch.candidates.len() > limit.candidates {
             return Ok(false);
         }
     }
@@ -75,9 +91,9 @@ pub(super) fn resolve_at_most(
     Ok(true)
 }
 
-/// Collects the extents that are visible among those of their block, as long as it has looked at no more than `most`.
+/// Collects the extents that are visible among those of their block, up to the limit and one more.
 fn collect(
-    most: usize,
+    limit: Limit,
     heap: &Heap,
     head: &ArrayHead,
     range: &Range<u64>,
@@ -90,7 +106,7 @@ fn collect(
     each_level(head.levels, range, |low_block, high_block| {
         let low = u128::from(low_block) << 64;
         let mut high = u128::from(high_block) << 64 | u128::from(epoch);
-        while *looked_at <= most {
+        while *looked_at <= limit.looked_at && candidates.len() <= limit.candidates {
             // The block that is being looked at, and what its newer extents cover of the range. What they cover beyond it
             // does not count: an older one that sticks out there only must be passed by.
             let mut block = 0;
@@ -107,7 +123,7 @@ fn collect(
             };
             let _ = tree::scan_back(heap, Extents, head.extents, (low, high), &may, &mut |place| {
                 *looked_at += 1;
-                if *looked_at > most {
+                if *looked_at > limit.looked_at || candidates.len() > limit.candidates {
                     return Ok(ControlFlow::Break(()));
                 }
                 let extent: &Extent = memory::read(heap, place)?;
@@ -150,7 +166,10 @@ fn collect(
             match restart {
                 // The epoch bounds the first block only; others are looked at from their newest extent.
                 Some((next, place)) if next >= high => return Err(super::corrupt(place)),
-                Some((next, _)) if next >= low => high = next,
+                Some((next, _)) if next >= low => {
+                    *looked_at += RESTART_COST;
+                    high = next;
+                }
                 _ => return Ok(()),
             }
         }
