@@ -254,9 +254,9 @@ impl<E: Env> Container<E> {
     }
 
     /// The end of the last byte of data of an array at `epoch`; 0 if there is none. `None` where very many extents are removed: the call
-    /// has looked at as many as fit into a slice of time, and the next one goes on with the same search. What is written at or before
-    /// that epoch between two calls, above the place that they have come to, is not seen: an array whose data moves up meanwhile
-    /// may be found empty. In a committed epoch nothing is written.
+    /// has looked at as many as fit into a slice of time, and the next one goes on with the same search. What is written or discarded at
+    /// or before that epoch between two calls, above the place that they have come to, is not seen: an array whose data moves up
+    /// meanwhile may be found empty. In a committed epoch nothing changes.
     pub fn array_end(
         &self,
         object: ObjectId,

@@ -126,7 +126,10 @@ pub struct ContainerUsage {
 }
 
 /// Where an enumeration stands: after the last thing it gave. Concurrent changes do not invalidate it; what is there
-/// from begin to end is given exactly once (an entry below which very much is removed only if also one thing below it is). It can be sent and stored ([`Anchor::to_bytes`]).
+/// from begin to end is given exactly once. It can be sent and stored ([`Anchor::to_bytes`]).
+///
+/// An entry below which very much is removed takes several calls ([`Anchor::is_within`]). It is there from begin to end if one and the
+/// same thing below it is: if what is visible below it moves meanwhile, it may be missed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Anchor(pub(crate) Position);
 

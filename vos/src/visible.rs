@@ -2,9 +2,10 @@
 //!
 //! # Invariants
 //!
-//! * A call looks at [`WALKED_MAX`] entries, keys and extents, and where the last is an array at most eight times as many more: what is punched at an epoch may be there in any number,
-//!   below one entry too. Where it stops in the midst of an entry, the next call goes on.
-//! * Each call looks at one entry or key at least, so that a listing ends.
+//! * A call looks at [`WALKED_MAX`] entries, keys and extents, and where the last is an array at most eight times as many more: what
+//!   is punched at an epoch may be there in any number, below one entry too. Where it stops in the midst of an entry, the next call
+//!   goes on.
+//! * Each call looks at one entry, key or window of an array at least, so that a listing ends.
 
 use std::ops::ControlFlow;
 
