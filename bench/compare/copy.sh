@@ -3,10 +3,13 @@
 # A tree of 6,000 files (log-normal sizes, median 3 KiB, like /usr/share/doc) and one file of 1 GiB. Sources are in the page
 # cache, both sides end flushed, and every round times both, one after the other. Prints each round and the median ratio
 # (peer's time over ours: larger is better; the goal is 0.5 for both).
-# The programs are taken from PATH; put the release build first.
+# The programs are taken from PATH; put the release build first (cargo build --release -p daos-engine -p daos-cli).
 set -euo pipefail
 directory=${1:?usage: copy.sh DIR [ROUNDS]}
 rounds=${2:-3}
+for program in daos_engine dmg daos; do
+    command -v "$program" >/dev/null || { echo "$program is not on the path, see the head of $0" >&2; exit 1; }
+done
 work=$(mktemp -d -p "$directory" daos-copy.XXXXXX)
 export DAOS_DIR=$work/engine
 engine=
