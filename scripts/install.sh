@@ -3,7 +3,7 @@
 set -euo pipefail
 rust=1.95
 
-packages=(build-essential clang curl fuse3 jq libclang-dev libfabric-dev libpmem-dev pkg-config protobuf-compiler)
+packages=(build-essential clang curl jq libclang-dev libfabric-dev libpmem-dev pkg-config)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")

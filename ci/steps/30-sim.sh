@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the cluster simulator: ci/steps/30-sim.sh  (about a minute once it is built)
-# Seeds 0 to 200 without a broken rule; the same seed twice with the same hash; a planted bug that must be found.
+# Seeds 0 to 200 without a broken rule; the same seed twice with the same hash; five planted bugs that must be found.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cargo build -q -p daos-sim

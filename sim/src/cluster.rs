@@ -21,10 +21,10 @@ use daos_xstream::{
 use daos_xstream_sim::{Loss, Node, SimEnv, Simulation, Stopped};
 
 use crate::{
-    aggregation, casks,
+    aggregation, brief_containers, brief_pools,
     model::{HandleKey, Model},
     plan::{Helper, Plan},
-    ponds, tree,
+    tree,
     violation::Rule,
     workload::{self, Parked},
 };
@@ -78,7 +78,7 @@ pub struct Shared {
     /// The file system, if there is one.
     pub tree: RefCell<tree::State>,
     /// Containers that the helper makes and destroys, if it does.
-    pub casks: casks::State,
+    pub brief_containers: brief_containers::State,
     /// Aggregation, where there is some.
     pub aggregation: aggregation::State,
     /// Reads under way: container and epoch.
@@ -182,7 +182,7 @@ impl Cluster {
             model: RefCell::default(),
             slots,
             tree: RefCell::default(),
-            casks: casks::State::default(),
+            brief_containers: brief_containers::State::default(),
             aggregation: aggregation::State::default(),
             readers: RefCell::default(),
             pools: RefCell::default(),
@@ -348,8 +348,8 @@ impl Cluster {
             async move {
                 match (shared.upgrade(), helper) {
                     (Some(shared), Helper::Tree) => tree::live(env, shared).await,
-                    (Some(shared), Helper::Ponds) => ponds::live(env, shared).await,
-                    (Some(shared), Helper::Casks) => casks::live(env, shared).await,
+                    (Some(shared), Helper::BriefPools) => brief_pools::live(env, shared).await,
+                    (Some(shared), Helper::BriefContainers) => brief_containers::live(env, shared).await,
                     (None, _) => {}
                 }
             }

@@ -14,7 +14,7 @@ impl Cluster {
     pub(crate) fn fault(&self) -> Result<(), Stopped> {
         let slot = self.sim.choose(self.clients.len() as u64) as usize;
         let loss = if self.sim.choose(4) == 0 { Loss::Process } else { Loss::Power };
-        if self.shared.plan.helper == Some(Helper::Casks) && self.sim.choose(2) == 0 {
+        if self.shared.plan.helper == Some(Helper::BriefContainers) && self.sim.choose(2) == 0 {
             return self.crash_while_destroying(loss);
         }
         if self.shared.plan.aggregates && self.sim.choose(3) == 0 {
@@ -65,7 +65,8 @@ impl Cluster {
     /// The engine crashes while a container is being destroyed, or soon before or after.
     fn crash_while_destroying(&self, loss: Loss) -> Result<(), Stopped> {
         let until = Duration::from_millis(500);
-        match self.sim.run_until(until, || self.shared.casks.destroying.get() || self.is_broken()) {
+        match self.sim.run_until(until, || self.shared.brief_containers.destroying.get() || self.is_broken())
+        {
             Ok(()) | Err(Stopped::TimeLimit(_)) => {}
             other => return other,
         }

@@ -14,14 +14,14 @@
 
 mod aggregation;
 mod audit;
+mod brief_containers;
+mod brief_pools;
 mod canary;
-mod casks;
 mod cluster;
 mod faults;
 mod model;
 mod objects;
 mod plan;
-mod ponds;
 mod run;
 mod tree;
 mod violation;

@@ -53,9 +53,9 @@ pub enum Helper {
     /// It uses a file system.
     Tree,
     /// It makes and destroys pools.
-    Ponds,
+    BriefPools,
     /// It makes and destroys containers.
-    Casks,
+    BriefContainers,
 }
 
 /// A small generator of the plan; the world has its own.
@@ -111,8 +111,8 @@ impl Plan {
             },
             helper: match dice.roll(4) {
                 0 => Some(Helper::Tree),
-                1 => Some(Helper::Ponds),
-                2 => Some(Helper::Casks),
+                1 => Some(Helper::BriefPools),
+                2 => Some(Helper::BriefContainers),
                 _ => None,
             },
             aggregates: dice.roll(2) == 0,

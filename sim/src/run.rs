@@ -11,10 +11,10 @@ use serde::Serialize;
 
 use crate::{
     audit::audit,
-    casks,
+    brief_containers, brief_pools,
     cluster::Cluster,
     plan::{Helper, Plan},
-    ponds, tree,
+    tree,
     violation::{Rule, Violation},
 };
 
@@ -157,11 +157,11 @@ impl Cluster {
             self.sim.block_on(&self.admin, |env| tree::audit(env, shared))?;
         }
         let shared = self.shared.clone();
-        if self.shared.plan.helper == Some(Helper::Casks) {
-            self.sim.block_on(&self.admin, |env| casks::audit(env, shared))?;
+        if self.shared.plan.helper == Some(Helper::BriefContainers) {
+            self.sim.block_on(&self.admin, |env| brief_containers::audit(env, shared))?;
         }
         let shared = self.shared.clone();
-        self.sim.block_on(&self.admin, |env| ponds::audit(env, shared))
+        self.sim.block_on(&self.admin, |env| brief_pools::audit(env, shared))
     }
 
     /// After the last restart the engine's media hold the files of those pools that it lists, and nothing else.

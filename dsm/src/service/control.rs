@@ -329,7 +329,7 @@ impl<E: Env> Control<E> {
         }
     }
 
-    /// The pool and container handles of a pool that are open, with a note of who uses them now.
+    /// The pool in which a pool or container handle is open; notes that its user lives.
     pub(super) fn pool_of(
         &self,
         handle: Uuid,

@@ -24,35 +24,35 @@ use crate::{
 };
 
 /// Containers made in a run.
-const CASKS: u64 = 4;
+const CONTAINERS_MAX: u64 = 4;
 /// Values in each, spread over all targets.
 const VALUES: u32 = 12;
 /// The longest that a destruction is waited for before somebody looks.
 const PATIENCE_US: u64 = 20_000;
 
-/// Lives until all casks are made and destroyed.
+/// Lives until all brief containers are made and destroyed.
 pub(crate) async fn live(env: SimEnv, shared: Rc<Shared>) {
     let slot = shared.slots.len() - 1;
-    let cooper = Cooper { client: Client::new(env, shared.clone(), slot) };
-    for number in 0..1 + cooper.client.roll(CASKS) {
-        if let Err(error) = cooper.cask(number).await {
-            let story = format!("cask {number}: {error}");
+    let containers = BriefContainers { client: Client::new(env, shared.clone(), slot) };
+    for number in 0..1 + containers.client.roll(CONTAINERS_MAX) {
+        if let Err(error) = containers.live_and_die(number).await {
+            let story = format!("container {number}: {error}");
             shared.model.borrow_mut().violate(Rule::Refusal, story);
         }
     }
-    shared.casks.destroying.set(false);
+    shared.brief_containers.destroying.set(false);
     shared.helper_done.set(true);
 }
 
-/// When all is over no cask is listed, and none can be opened.
+/// When all is over no brief container is listed, and none can be opened.
 pub(crate) async fn audit(env: SimEnv, shared: Rc<Shared>) {
     let slot = shared.slots.len() - 1;
-    let cooper = Cooper { client: Client::new(env, shared.clone(), slot) };
+    let containers = BriefContainers { client: Client::new(env, shared.clone(), slot) };
     let audited = async {
-        let pool = cooper.connect().await?;
-        let gone = shared.casks.gone.borrow().clone();
-        for cask in gone {
-            cooper.is_gone(&pool, cask).await?;
+        let pool = containers.connect().await?;
+        let gone = shared.brief_containers.gone.borrow().clone();
+        for container in gone {
+            containers.is_gone(&pool, container).await?;
         }
         pool.disconnect().await
     };
@@ -62,7 +62,7 @@ pub(crate) async fn audit(env: SimEnv, shared: Rc<Shared>) {
     }
 }
 
-/// What is known of casks outside the world.
+/// What is known of brief containers outside the world.
 #[derive(Default)]
 pub struct State {
     /// One is being destroyed.
@@ -71,7 +71,7 @@ pub struct State {
     gone: std::cell::RefCell<BTreeSet<Uuid>>,
 }
 
-struct Cooper {
+struct BriefContainers {
     client: Rc<Client>,
 }
 
@@ -80,16 +80,16 @@ fn is_interruption(client: &Client, status: Status) -> bool {
     matches!(status, Status::BAD_HANDLE | Status::INTERRUPTED | Status::NOT_FLUSHED) || client.is_sick(status)
 }
 
-impl Cooper {
+impl BriefContainers {
     /// Makes a container, fills it, destroys it.
-    async fn cask(&self, number: u64) -> Result<(), DsmError> {
+    async fn live_and_die(&self, number: u64) -> Result<(), DsmError> {
         let client = &self.client;
-        let label: Label = format!("cask{number}").parse()?;
-        let (cask, epoch) = loop {
+        let label: Label = format!("brief{number}").parse()?;
+        let (container, epoch) = loop {
             let pool = self.connect().await?;
             let filled = async {
-                let cask = self.make(&pool, &label).await?;
-                Ok::<_, DsmError>((cask, self.fill(&pool, cask).await?))
+                let container = self.make(&pool, &label).await?;
+                Ok::<_, DsmError>((container, self.fill(&pool, container).await?))
             };
             let filled = filled.await;
             // With the container handle of an attempt that failed: it must not be in the way of the next one.
@@ -101,12 +101,12 @@ impl Cooper {
                 Err(error) => return Err(error),
             }
         };
-        client.log(|| format!("{label} is {cask}, filled and committed at {epoch}"));
+        client.log(|| format!("{label} is {container}, filled and committed at {epoch}"));
         client.think().await;
-        client.shared.casks.destroying.set(true);
+        client.shared.brief_containers.destroying.set(true);
         loop {
             let pool = self.connect().await?;
-            let looked = self.destroy_and_look(&pool, cask, epoch).await;
+            let looked = self.destroy_and_look(&pool, container, epoch).await;
             client.persist(async || pool.clone().disconnect().await).await?;
             match looked {
                 Ok(true) => break,
@@ -116,15 +116,15 @@ impl Cooper {
                 Err(error) => return Err(error),
             }
         }
-        client.shared.casks.destroying.set(false);
+        client.shared.brief_containers.destroying.set(false);
         Ok(())
     }
 
-    /// One attempt, with or without the patience to wait for the end of it. Returns whether the cask is gone.
+    /// One attempt, with or without the patience to wait for the end of it. Returns whether the container is gone.
     async fn destroy_and_look(
         &self,
         pool: &PoolHandle<SimEnv>,
-        cask: Uuid,
+        container: Uuid,
         epoch: Epoch,
     ) -> Result<bool, DsmError> {
         let client = &self.client;
@@ -133,29 +133,32 @@ impl Cooper {
             0 => Duration::from_secs(3600),
             _ => Duration::from_micros(client.roll(PATIENCE_US)),
         };
-        let destroyed = pool.container_destroy(Name::Uuid(cask), true);
+        let destroyed = pool.container_destroy(Name::Uuid(container), true);
         if let Ok(result) = timeout(clock, clock.now() + patience, destroyed).await {
             result?;
-            client.log(|| format!("cask {cask} is destroyed"));
-            client.shared.casks.gone.borrow_mut().insert(cask);
+            client.log(|| format!("container {container} is destroyed"));
+            client.shared.brief_containers.gone.borrow_mut().insert(container);
         }
         // Whoever lost patience looks at once, or after a crash.
         if client.roll(2) == 0 {
             client.pause(Duration::from_micros(client.roll(400_000))).await;
         }
-        match pool.container_open(Name::Uuid(cask), OpenOptions::READ).await {
+        match pool.container_open(Name::Uuid(container), OpenOptions::READ).await {
             Ok(handle) => {
-                client.log(|| format!("cask {cask} can be opened"));
-                if client.shared.casks.gone.borrow().contains(&cask) {
-                    self.violate(Rule::Pools, format!("container {cask} was destroyed, and opens again"));
+                client.log(|| format!("container {container} can be opened"));
+                if client.shared.brief_containers.gone.borrow().contains(&container) {
+                    self.violate(
+                        Rule::Pools,
+                        format!("container {container} was destroyed, and opens again"),
+                    );
                 }
-                self.look(&handle, cask, epoch).await?;
+                self.look(&handle, container, epoch).await?;
                 Ok(false)
             }
             Err(error) if error.status() == Status::NOT_FOUND => {
-                client.log(|| format!("cask {cask} is gone"));
-                client.shared.casks.gone.borrow_mut().insert(cask);
-                self.is_gone(pool, cask).await?;
+                client.log(|| format!("container {container} is gone"));
+                client.shared.brief_containers.gone.borrow_mut().insert(container);
+                self.is_gone(pool, container).await?;
                 Ok(true)
             }
             Err(error) => Err(error),
@@ -180,8 +183,8 @@ impl Cooper {
     }
 
     /// Writes all values and commits them. Returns the epoch.
-    async fn fill(&self, pool: &PoolHandle<SimEnv>, cask: Uuid) -> Result<Epoch, DsmError> {
-        let handle = pool.container_open(Name::Uuid(cask), OpenOptions::NO_TRANSACTION).await?;
+    async fn fill(&self, pool: &PoolHandle<SimEnv>, container: Uuid) -> Result<Epoch, DsmError> {
+        let handle = pool.container_open(Name::Uuid(container), OpenOptions::NO_TRANSACTION).await?;
         let (epoch, kv) = (handle.held(), values(&handle));
         for number in 0..VALUES {
             let (key, value) = value(number);
@@ -194,7 +197,12 @@ impl Cooper {
     }
 
     /// All that was committed is there.
-    async fn look(&self, handle: &ContainerHandle<SimEnv>, cask: Uuid, epoch: Epoch) -> Result<(), DsmError> {
+    async fn look(
+        &self,
+        handle: &ContainerHandle<SimEnv>,
+        container: Uuid,
+        epoch: Epoch,
+    ) -> Result<(), DsmError> {
         let kv = values(handle);
         for number in 0..VALUES {
             let (key, value) = value(number);
@@ -203,24 +211,24 @@ impl Cooper {
             model.comparisons += 1;
             if found.as_ref() != Some(&value) {
                 let story =
-                    format!("container {cask} opens, and value {number}, committed at {epoch}, is lost");
+                    format!("container {container} opens, and value {number}, committed at {epoch}, is lost");
                 model.violate(Rule::CommittedEpochs, story);
             }
         }
         Ok(())
     }
 
-    /// A cask that is gone is not listed and does not open.
-    async fn is_gone(&self, pool: &PoolHandle<SimEnv>, cask: Uuid) -> Result<(), DsmError> {
+    /// A container that is gone is not listed and does not open.
+    async fn is_gone(&self, pool: &PoolHandle<SimEnv>, container: Uuid) -> Result<(), DsmError> {
         self.client.shared.model.borrow_mut().comparisons += 1;
-        if pool.list_containers().await?.iter().any(|entry| entry.uuid == cask) {
-            self.violate(Rule::Pools, format!("container {cask} is gone, and is listed"));
+        if pool.list_containers().await?.iter().any(|entry| entry.uuid == container) {
+            self.violate(Rule::Pools, format!("container {container} is gone, and is listed"));
         }
-        match pool.container_open(Name::Uuid(cask), OpenOptions::READ).await {
+        match pool.container_open(Name::Uuid(container), OpenOptions::READ).await {
             Err(error) if error.status() == Status::NOT_FOUND => Ok(()),
             Err(error) => Err(error),
             Ok(_) => {
-                self.violate(Rule::Pools, format!("container {cask} is gone, and opens again"));
+                self.violate(Rule::Pools, format!("container {container} is gone, and opens again"));
                 Ok(())
             }
         }

@@ -14,17 +14,17 @@ use uuid::Uuid;
 use crate::{cluster::Shared, violation::Rule, workload::Client};
 
 /// Pools made in a run.
-const PONDS: u64 = 4;
+const POOLS_MAX: u64 = 4;
 /// Bytes of a pool: as few as possible.
-const POND_BYTES: u64 = 32 << 20;
+const POOL_BYTES: u64 = 32 << 20;
 
-/// Lives until all pools are made and destroyed.
+/// Lives until all brief pools are made and destroyed.
 pub(crate) async fn live(env: SimEnv, shared: Rc<Shared>) {
     let slot = shared.slots.len() - 1;
-    let keeper = Keeper { client: Client::new(env, shared.clone(), slot) };
-    for number in 0..1 + keeper.client.roll(PONDS) {
-        if let Err(error) = keeper.pond(number).await {
-            let story = format!("pond {number}: {error}");
+    let pools = BriefPools { client: Client::new(env, shared.clone(), slot) };
+    for number in 0..1 + pools.client.roll(POOLS_MAX) {
+        if let Err(error) = pools.live_and_die(number).await {
+            let story = format!("pool {number}: {error}");
             shared.model.borrow_mut().violate(Rule::Refusal, story);
         }
     }
@@ -44,16 +44,16 @@ pub(crate) async fn audit(env: SimEnv, shared: Rc<Shared>) {
     }
 }
 
-struct Keeper {
+struct BriefPools {
     client: Rc<Client>,
 }
 
-impl Keeper {
+impl BriefPools {
     /// Makes a pool with a container, uses it, destroys it.
-    async fn pond(&self, number: u64) -> Result<(), DsmError> {
+    async fn live_and_die(&self, number: u64) -> Result<(), DsmError> {
         let (client, service) = (&self.client, &self.client.service);
-        let label: Label = format!("pond{number}").parse()?;
-        let spec = PoolSpec { label: Some(label.clone()), bytes: POND_BYTES, ..PoolSpec::default() };
+        let label: Label = format!("brief{number}").parse()?;
+        let spec = PoolSpec { label: Some(label.clone()), bytes: POOL_BYTES, ..PoolSpec::default() };
         client.log(|| format!("makes {label}"));
         // Where media fail an attempt may be undone, or be found done once they are sound again.
         let pool = loop {
