@@ -30,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod container;
 pub mod copy;
 
 mod env;
@@ -38,7 +39,8 @@ mod event;
 mod objects;
 mod system;
 
-pub use client::{At, Client, Container, FabricChoice, Pool, random_uuid};
+pub use client::{Client, FabricChoice, Pool, random_uuid};
+pub use container::{At, Container};
 pub use env::{ClientClock, ClientEnv, ClientFabric, ClientRng, Tasks};
 pub use error::DaosError;
 pub use event::{Event, EventQueue};

@@ -7,7 +7,7 @@ use daos_dsr::client::{Anchor, Container as Objects, DsrError, Fetched, Page, Re
 use daos_types::{Epoch, ObjectId};
 use daos_xstream::{Env, IoBuffer, rpc::Status};
 
-use crate::{At, ClientEnv, Container, DaosError, client::read_epoch};
+use crate::{At, ClientEnv, Container, DaosError, container::read_epoch};
 
 /// A key-value object: key → value.
 pub struct Kv<E: Env = ClientEnv> {
