@@ -129,7 +129,7 @@ impl<E: Env> Pool<E> {
     /// As [`open`](Self::open), with the heap in `file` on persistent memory. The block tier, if there is one, is in
     /// `directory`.
     pub async fn open_pmem(env: &E, directory: &str, file: &Path) -> Result<Self, Error> {
-        let store = Store::open_pmem(file).map_err(from_store)?;
+        let store = Store::open_pmem(env, file).map_err(from_store)?;
         Self::from_store(env, directory, store).await
     }
 
@@ -148,7 +148,7 @@ impl<E: Env> Pool<E> {
 
     /// As [`upgrade`](Self::upgrade), with the heap in `file` on persistent memory.
     pub async fn upgrade_pmem(env: &E, directory: &str, file: &Path) -> Result<u64, Error> {
-        let store = Store::open_pmem(file).map_err(from_store)?;
+        let store = Store::open_pmem(env, file).map_err(from_store)?;
         Self::upgrade_in(env, directory, store).await
     }
 

@@ -79,7 +79,7 @@ fn main() {
     println!("{:34} {:8.2}", "  heap / plain stores", heap_cost / limit);
 
     let arena = Arena::reserve(HEAP_BYTES).expect("memory");
-    let mut heap = pmem::create(arena, Box::new(NoFence), uuid::Uuid::nil()).expect("created");
+    let mut heap = pmem::create(arena, Box::new(NoFence), uuid::Uuid::nil(), 0).expect("created");
     let place = table(&mut heap);
     let start = Instant::now();
     for number in 0..count {

@@ -147,6 +147,54 @@ fn the_newest_frame_may_be_torn_and_no_other() {
     }
 }
 
+/// A frame that a crash has torn lies where the log then ends, and could become whole: by a later write there of which a crash keeps
+/// only the part that was missing, or by a write of a process that has died.
+#[test]
+fn a_torn_frame_does_not_become_whole_once_the_log_was_opened_without_it() {
+    let media = TestMedia::default();
+    let world = World::new(1, media.clone());
+    let store = create(&world, options());
+    for number in 0..3 {
+        let _ = step(&store, 1, number).expect("sealed");
+        flush(&world, &store).expect("durable");
+    }
+    drop(store);
+    world.kill();
+    let last = media.with_file("pool/log", |log| {
+        (0..log.len())
+            .step_by(4096)
+            .filter(|&place| log[place..].starts_with(b"dfrm"))
+            .max()
+            .expect("a frame")
+    });
+    for opened in [false, true] {
+        let media = media.copy();
+        let sector = media.with_file("pool/log", |log| {
+            let sector = log[last..][..512].to_vec();
+            log[last..][..512].fill(0);
+            sector
+        });
+        if opened {
+            let (world, store) = open(&media).expect("opens without the newest frame");
+            check(1, &store.heap(), 2, 2);
+            drop(store);
+            world.kill();
+        }
+        media.with_file("pool/log", |log| log[last..][..512].copy_from_slice(&sector));
+        let (world, store) = open(&media).expect("opens");
+        let transactions = if opened { 2 } else { 3 };
+        check(1, &store.heap(), transactions, transactions);
+        // What is written there now counts.
+        let _ = step(&store, 1, transactions).expect("sealed");
+        flush(&world, &store).expect("durable");
+        drop(store);
+        world.kill();
+        let (world, store) = open(&media).expect("opens");
+        check(1, &store.heap(), transactions + 1, transactions + 1);
+        world.kill();
+    }
+}
+
 /// The story of a fuzzer's input that damaged the newest super-block and the newest frame: the older super-block counted, which
 /// promises less, so the frame seemed torn by a crash, and what had been durable was gone without a word.
 #[test]

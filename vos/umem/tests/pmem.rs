@@ -21,6 +21,8 @@ use support::{
 
 const ARENA_BYTES: usize = 1 << 20;
 const LINE: usize = LINE_BYTES as usize;
+/// What decides of the numbers of transactions. Real heaps have another one each time that they are opened.
+const SECRET: u64 = 0x5eed_5eed_5eed_5eed;
 
 struct Shadow {
     random: Random,
@@ -131,7 +133,8 @@ fn run(seed: u64, transactions: u64) -> u64 {
     let acknowledged = Rc::new(Cell::new(0));
     let shadow = ShadowPmem::new(seed, vec![0; ARENA_BYTES], u64::MAX);
     let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
-    let mut heap = pmem::create(arena, Box::new(shadow.clone()), uuid::Uuid::from_u128(7)).expect("created");
+    let mut heap =
+        pmem::create(arena, Box::new(shadow.clone()), uuid::Uuid::from_u128(7), SECRET).expect("created");
     let known = acknowledged.clone();
     let points = Rc::new(Cell::new(0));
     let point = points.clone();
@@ -147,7 +150,7 @@ fn run(seed: u64, transactions: u64) -> u64 {
 fn open(image: &[u8], seed: u64, crash_at: u64) -> (Heap, ShadowPmem) {
     let shadow = ShadowPmem::new(seed, image.to_vec(), crash_at);
     let arena = Arena::copy_of(image).expect("memory");
-    let (heap, uuid) = pmem::open(arena, Box::new(shadow.clone()), "shadow").expect("opens");
+    let (heap, uuid) = pmem::open(arena, Box::new(shadow.clone()), SECRET, "shadow").expect("opens");
     assert_eq!(uuid, uuid::Uuid::from_u128(7));
     (heap, shadow)
 }
@@ -182,7 +185,7 @@ fn a_crash_at_any_flush_or_fence_keeps_what_was_sealed() {
 fn a_transaction_too_large_for_the_undo_log_is_undone() {
     let shadow = ShadowPmem::new(1, vec![0; ARENA_BYTES], u64::MAX);
     let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
-    let mut heap = pmem::create(arena, Box::new(shadow), uuid::Uuid::from_u128(7)).expect("created");
+    let mut heap = pmem::create(arena, Box::new(shadow), uuid::Uuid::from_u128(7), SECRET).expect("created");
     let mut transaction = heap.begin();
     let block = transaction.allocate_with(64, &[&[1; 60_000]]).expect("room");
     let _ = transaction.seal().expect("sealed");
@@ -191,6 +194,55 @@ fn a_transaction_too_large_for_the_undo_log_is_undone() {
     assert_eq!(transaction.write(block, &[3; 60_000]), Err(HeapError::TransactionTooLarge));
     drop(transaction);
     assert!(heap.bytes(block, 60_000).expect("a block").iter().all(|&byte| byte == 1));
+}
+
+/// Whether a client that stores bytes which look like entries of the undo log has them applied after a crash, if it takes the numbers
+/// of transactions to begin at zero.
+fn forged_entry_is_applied(secret: u64) -> bool {
+    const FORGED: u8 = 0xee;
+    let shadow = ShadowPmem::new(1, vec![0; ARENA_BYTES], u64::MAX);
+    let arena = Arena::copy_of(&vec![0; ARENA_BYTES]).expect("memory");
+    let mut heap =
+        pmem::create(arena, Box::new(shadow.clone()), uuid::Uuid::from_u128(7), secret).expect("created");
+    let mut transaction = heap.begin();
+    let victim = transaction.allocate_with(32, &[&[7; 32]]).expect("room");
+    let other = transaction.allocate_with(64, &[&[1; 64]]).expect("room");
+    let block = transaction.allocate_with(4096, &[&[0; 4096]]).expect("room");
+    let _ = transaction.seal().expect("sealed");
+    // The transactions that follow: the entries' bytes, their removal, and the one that is cut off.
+    let number = 5u64;
+    let old = [FORGED; 32];
+    let mut entry = [0; 32];
+    entry[..8].copy_from_slice(&victim.raw().to_le_bytes());
+    entry[8..12].copy_from_slice(&32u32.to_le_bytes());
+    entry[16..24].copy_from_slice(&number.to_le_bytes());
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&entry), &old);
+    entry[12..16].copy_from_slice(&checksum.to_le_bytes());
+    // Old bytes begin 32 bytes behind the start of a line.
+    let bytes: Vec<u8> = std::iter::repeat_n([old, entry].concat(), 64).flatten().collect();
+    for content in [&bytes[..], &[0; 4096]] {
+        let mut transaction = heap.begin();
+        transaction.write(block, content).expect("fits");
+        let _ = transaction.seal().expect("sealed");
+    }
+    let mut transaction = heap.begin();
+    transaction.write(other, &[2; 32]).expect("fits");
+    let image = shadow.0.borrow().durable.clone();
+    drop(transaction);
+    let (heap, _) = open(&image, 1, u64::MAX);
+    match heap.bytes(victim, 32).expect("a block") {
+        [FORGED, ..] => true,
+        [7, ..] => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn bytes_that_look_like_entries_of_the_undo_log_are_not_taken_for_them() {
+    assert!(forged_entry_is_applied(0), "where its numbers are known a heap could be changed at will");
+    for seed in 0..20 {
+        assert!(!forged_entry_is_applied(Random::new(seed).next()));
+    }
 }
 
 /// Needs `PMEM_IS_PMEM_FORCE=1` in the environment, which libpmem reads when it is loaded: the test runs itself again.
@@ -220,16 +272,16 @@ fn a_file_on_forced_pmem_keeps_its_content() {
         world.run(async move { Store::create(&inner, "", options).await }).expect("no crash")
     };
     let store = create(options.clone()).expect("created");
-    assert!(matches!(Store::<World>::open_pmem(&file), Err(StoreError::Media(_))), "two at once");
+    assert!(matches!(Store::open_pmem(&world, &file), Err(StoreError::Media(_))), "two at once");
     assert!(create(options).is_err(), "it exists");
     let random = Random::new(3);
     work(&mut store.heap_mut(), 3, &random, 0, 50, &Cell::new(0));
     drop(store);
-    let store = Store::<World>::open_pmem(&file).expect("opens");
+    let store = Store::open_pmem(&world, &file).expect("opens");
     assert_eq!(store.uuid(), Some(uuid::Uuid::from_u128(9)));
     check(3, &store.heap(), 50, 50);
     let sealed = store.heap_mut().begin().seal().expect("sealed");
     assert!(store.is_persisted(sealed).is_some());
     assert!(store.heap().get(Off::<u64>::NULL).is_err());
-    assert!(Store::<World>::open_pmem(std::path::Path::new("/dev/shm/is/not/there")).is_err());
+    assert!(Store::open_pmem(&world, std::path::Path::new("/dev/shm/is/not/there")).is_err());
 }

@@ -7,6 +7,7 @@
 //! * The transaction commits by one store of eight bytes: its number, in the undo log's header. By then all its stores
 //!   are durable; from then on its undo entries, which carry that number, mean nothing.
 //! * An aborted transaction commits too, after everything was put back, so that a number is never used twice.
+//! * No client knows the numbers, so none can write bytes that are taken for an entry of the undo log.
 //!
 //! So a transaction costs one fence for each set of ranges that it changes for the first time, and two at its end. Changes of
 //! the allocator's tables wait for the next of those, and cost none of their own.
@@ -46,11 +47,12 @@ pub trait Persistence {
     fn fence(&mut self, arena: &[u8]);
 }
 
-/// Makes a heap in an arena of zeros, durable by `persistence`.
+/// Makes a heap in an arena of zeros, durable by `persistence`. `secret` as for [`open`].
 pub fn create(
     mut arena: Arena,
     mut persistence: Box<dyn Persistence>,
     uuid: Uuid,
+    secret: u64,
 ) -> Result<Heap, StoreError> {
     let arena_bytes = arena.len();
     let undo_bytes = (arena_bytes / 16).next_multiple_of(PAGE_BYTES).min(UNDO_BYTES_MAX);
@@ -84,7 +86,7 @@ pub fn create(
     for _ in 0..2 {
         write_super_block(&mut arena, &mut *persistence, &mut super_block)?;
     }
-    open(arena, persistence, "").map(|(heap, _)| heap)
+    open(arena, persistence, secret, "").map(|(heap, _)| heap)
 }
 
 /// A heap as it is found in an arena.
@@ -144,13 +146,16 @@ fn heap_in(
     })
 }
 
-/// Opens the heap in an arena; a transaction that was not committed is undone. `name` is for messages.
+/// Opens the heap in an arena; a transaction that was not committed is undone. `secret` is a random number that nobody else
+/// knows, a new one each time; `name` is for messages.
 pub fn open(
     mut arena: Arena,
     mut persistence: Box<dyn Persistence>,
+    secret: u64,
     name: &str,
 ) -> Result<(Heap, Uuid), StoreError> {
-    let Recovered { mut super_block, layout, log, .. } = recover(&mut arena, &mut *persistence, name)?;
+    let Recovered { mut super_block, layout, mut log, .. } = recover(&mut arena, &mut *persistence, name)?;
+    log.skip(secret, &mut arena, &mut *persistence);
     super_block.generation += 1;
     write_super_block(&mut arena, &mut *persistence, &mut super_block)?;
     let sealed = log.sequence();

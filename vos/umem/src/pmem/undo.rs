@@ -7,6 +7,9 @@
 //!
 //! An entry counts if its transaction is the one after the newest committed and its checksum is right, and if the one
 //! before it counts. One that was torn has a wrong checksum; the stores that it guards had not begun.
+//!
+//! What lies behind the last entry are old bytes of earlier transactions, which a client may have chosen to look like an entry. So
+//! numbers make a random step whenever a heap is opened: nobody knows what such an entry would have to carry.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -40,7 +43,11 @@ impl UndoHeader {
 
     /// The header in the arena, if there is one.
     pub fn load(arena: &Arena, layout: &Layout) -> Option<Self> {
-        arena.value::<Self>(0, layout.undo_log).ok().copied().filter(|header| header.magic == MAGIC)
+        arena
+            .value::<Self>(0, layout.undo_log)
+            .ok()
+            .copied()
+            .filter(|header| header.magic == MAGIC && header.committed < 1 << 63)
     }
 }
 
@@ -122,6 +129,14 @@ impl UndoLog {
         Some((place, entry.offset, old.to_vec()))
     }
 
+    /// Lets the numbers make a step of which `secret` decides. There must be no running transaction.
+    pub fn skip(&mut self, secret: u64, arena: &mut Arena, persistence: &mut dyn Persistence) {
+        // Forwards, so that no number comes again whatever the secret is. The log has room for 2^16 guesses at one of 2^44; a
+        // heap can be opened half a million times at least.
+        self.committed += secret >> 20;
+        self.write_committed(arena, persistence);
+    }
+
     /// The number of the newest committed transaction.
     pub fn sequence(&self) -> u64 {
         self.committed
@@ -161,6 +176,10 @@ impl UndoLog {
     pub fn commit(&mut self, arena: &mut Arena, persistence: &mut dyn Persistence) {
         self.committed += 1;
         self.next = self.start;
+        self.write_committed(arena, persistence);
+    }
+
+    fn write_committed(&self, arena: &mut Arena, persistence: &mut dyn Persistence) {
         let place = self.start - LINE_BYTES + std::mem::offset_of!(UndoHeader, committed) as u64;
         arena.bytes_mut(0, place, 8).expect("the undo log").copy_from_slice(&self.committed.to_le_bytes());
         persistence.flush(arena.as_slice(), place, 8);

@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use daos_xstream::Env;
+use daos_xstream::{Env, Rng};
 use uuid::Uuid;
 
 use crate::{Heap, Inspection, Persisted, Sealed, pmem, wal, wal::Wal};
@@ -96,7 +96,7 @@ impl<E: Env> Store<E> {
             MediaKind::Heap => Ok(Self::in_memory(Heap::volatile(options.heap_bytes)?, options.uuid)),
             MediaKind::Pmem { file } => {
                 let (arena, persistence) = pmem::create_file(&file, options.heap_bytes)?;
-                let heap = pmem::create(arena, Box::new(persistence), options.uuid)?;
+                let heap = pmem::create(arena, Box::new(persistence), options.uuid, env.rng().next_u64())?;
                 Ok(Self::in_memory(heap, options.uuid))
             }
             MediaKind::Wal => {
@@ -120,9 +120,10 @@ impl<E: Env> Store<E> {
     }
 
     /// Opens the store in a file on persistent memory; what was not sealed is undone.
-    pub fn open_pmem(file: &Path) -> Result<Self, StoreError> {
+    pub fn open_pmem(env: &E, file: &Path) -> Result<Self, StoreError> {
         let (arena, persistence) = pmem::open_file(file)?;
-        let (heap, uuid) = pmem::open(arena, Box::new(persistence), &file.display().to_string())?;
+        let (secret, name) = (env.rng().next_u64(), file.display().to_string());
+        let (heap, uuid) = pmem::open(arena, Box::new(persistence), secret, &name)?;
         Ok(Self::in_memory(heap, uuid))
     }
 

@@ -137,6 +137,7 @@ impl<E: Env> Loaded<E> {
             position: start,
             sequence: image.super_block.replay_sequence,
             generation: 0,
+            opened: (image.super_block.valid_position, image.super_block.generation),
             limit: start + log_bytes,
             frames: (pending == Pending::IsOverlaid).then(Vec::new),
         };
@@ -320,6 +321,8 @@ struct Replay<'a, F> {
     position: u64,
     sequence: u64,
     generation: u64,
+    /// Where the log ended when it was opened last, or later, and the generation that has written from there on.
+    opened: (u64, u64),
     /// One round of the log.
     limit: u64,
     /// Where applied frames are told of, if anybody asks.
@@ -334,7 +337,7 @@ impl<F: MediaFile> Replay<'_, F> {
             let Some(header) = FrameHeader::parse(&self.identity, block) else { return Ok(()) };
             let follows = header.position == self.position
                 && header.sequence == self.sequence
-                && header.generation >= self.generation
+                && header.generation >= self.generation_at(self.position)
                 && header.frame_bytes() <= self.limit - self.position;
             if !follows {
                 return Ok(());
@@ -367,6 +370,13 @@ impl<F: MediaFile> Replay<'_, F> {
             self.generation = header.generation;
         }
         Ok(())
+    }
+
+    /// The least generation of a frame at `position`. Where the log ended when it was opened, a frame may lie that a crash had
+    /// torn: what is written there later could make it whole.
+    fn generation_at(&self, position: u64) -> u64 {
+        let (end, generation) = self.opened;
+        if position >= end { self.generation.max(generation) } else { self.generation }
     }
 
     /// That no frame begins here that is not whole. A crash leaves one; but where a super-block is damaged that may have vouched for
