@@ -12,7 +12,7 @@ use daos_umem::{
     Heap, Inspection, MediaKind, Off, Persisted, Sealed, Store, StoreOptions, Transaction,
     space::{SpaceMap, SpaceRoot},
 };
-use daos_xstream::{BLOCK_BYTES, Bug, Env, IoBuffer, Media, OpenOptions, Rng, Spawn};
+use daos_xstream::{BLOCK_BYTES, Bug, Env, IoBuffer, Media, OpenOptions, Rng, Spawn, open_alone};
 use uuid::Uuid;
 use zerocopy::IntoBytes;
 
@@ -82,7 +82,12 @@ impl<E: Env> Pool<E> {
         let PoolOptions { uuid, media, heap_bytes, log_bytes, block_bytes } = options;
         let block_bytes = block_bytes.next_multiple_of(BLOCK_BYTES as u64);
         if block_bytes > 0 {
-            let open = OpenOptions { create_new: true, size: block_bytes, preallocate: false };
+            let open = OpenOptions {
+                create_new: true,
+                size: block_bytes,
+                preallocate: false,
+                ..OpenOptions::default()
+            };
             env.media().open(&blocks_file(directory), open).await.map_err(from_media)?;
         }
         let store = Store::create(env, directory, StoreOptions { uuid, media, heap_bytes, log_bytes })
@@ -123,7 +128,7 @@ impl<E: Env> Pool<E> {
     /// interrupted (discards, destructions) is left as it is.
     pub async fn inspect(env: &E, directory: &str) -> Result<(Self, Inspection), Error> {
         let (store, inspection) = Store::inspect(env, directory).await.map_err(from_store)?;
-        Ok((Self::attach(env, directory, store).await?, inspection))
+        Ok((Self::attach(env, directory, store, false).await?, inspection))
     }
 
     /// As [`open`](Self::open), with the heap in `file` on persistent memory. The block tier, if there is one, is in
@@ -136,7 +141,7 @@ impl<E: Env> Pool<E> {
     /// As [`inspect`](Self::inspect), with the heap in `file` on persistent memory.
     pub async fn inspect_pmem(env: &E, directory: &str, file: &Path) -> Result<(Self, Inspection), Error> {
         let (store, inspection) = Store::inspect_pmem(file).map_err(from_store)?;
-        Ok((Self::attach(env, directory, store).await?, inspection))
+        Ok((Self::attach(env, directory, store, false).await?, inspection))
     }
 
     /// Brings the pool in `directory`, which nobody uses, to the format of this software. Says which version it had before.
@@ -153,7 +158,7 @@ impl<E: Env> Pool<E> {
     }
 
     async fn upgrade_in(env: &E, directory: &str, store: Store<E>) -> Result<u64, Error> {
-        let pool = Self::attach(env, directory, store).await?;
+        let pool = Self::attach(env, directory, store, true).await?;
         let found = pool.format_version()?;
         if found < POOL_VERSION {
             // What version 1 allows is allowed still, so nothing else is rewritten. Trees stay as wide as they are.
@@ -172,7 +177,7 @@ impl<E: Env> Pool<E> {
 
     /// The pool in an open store, with what was interrupted finished.
     async fn from_store(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
-        let pool = Self::attach(env, directory, store).await?;
+        let pool = Self::attach(env, directory, store, true).await?;
         let found = pool.format_version()?;
         if found != POOL_VERSION {
             return Err(Error::OldFormat { found, known: POOL_VERSION });
@@ -193,7 +198,8 @@ impl<E: Env> Pool<E> {
     }
 
     /// The pool in an open store.
-    async fn attach(env: &E, directory: &str, store: Store<E>) -> Result<Self, Error> {
+    /// The pool in an open store; its block file is opened as by the only writer if `alone`.
+    async fn attach(env: &E, directory: &str, store: Store<E>, alone: bool) -> Result<Self, Error> {
         let (uuid, seed, root, space) = {
             let heap = store.heap();
             let off: Off<PoolRoot> = heap.root();
@@ -216,7 +222,11 @@ impl<E: Env> Pool<E> {
         let blocks = match space {
             None => None,
             Some((bytes, space)) => {
-                let file = env.media().open(&blocks_file(directory), OpenOptions::default()).await;
+                let path = blocks_file(directory);
+                let file = match alone {
+                    true => open_alone(env, &path).await,
+                    false => env.media().open(&path, OpenOptions::default()).await,
+                };
                 let file = file.map_err(from_media)?;
                 if daos_xstream::MediaFile::size(&file) < bytes {
                     return Err(Error::Corrupt { place: "size of the block file", position: bytes });

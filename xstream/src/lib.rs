@@ -45,7 +45,7 @@ pub use fabric::{Access, Address, Credentials, Fabric, FabricError, PeerId, Remo
 pub use fabric_counters::{FabricCounters, Kind as CounterKind};
 pub use locals::Locals;
 pub use mailbox::{CoreId, Mailbox, MailboxError, Work};
-pub use media::{Durability, Media, MediaError, MediaFile, OpenOptions};
+pub use media::{Durability, Media, MediaError, MediaFile, OpenOptions, open_alone};
 pub use pair::Pair;
 pub use park::Park;
 pub use task::{Class, Rng, Spawn};

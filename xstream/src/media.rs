@@ -1,8 +1,12 @@
 //! Files and block devices, as storage engines see them: whole blocks, explicit durability, owned buffers.
 
-use std::future::Future;
+use std::{future::Future, time::Duration};
 
-use crate::IoBuffer;
+use crate::{Clock, Env, IoBuffer};
+
+/// How long [`open_alone`] waits for a file that is in use, and how often it looks.
+const IN_USE_MAX: Duration = Duration::from_secs(10);
+const IN_USE_PAUSE: Duration = Duration::from_millis(10);
 
 /// When a write counts as done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +26,24 @@ pub struct OpenOptions {
     pub size: u64,
     /// With `create_new`: write the zeros, so that no later write has to allocate.
     pub preallocate: bool,
+    /// Without `create_new`: refuse with [`MediaError::InUse`] while the file is open so elsewhere, in this process or another,
+    /// or while a transfer of such an open file is on its way, be it of a process that is no more. See [`open_alone`].
+    pub alone: bool,
+}
+
+/// Opens the file at `path` for a writer that must be the only one. A write of a process that was killed may reach the device after
+/// the process is gone, and would change what was read here and built upon; so this waits, for up to 10 s, until there is none.
+pub async fn open_alone<E: Env>(env: &E, path: &str) -> Result<<E::Media as Media>::File, MediaError> {
+    let options = OpenOptions { alone: true, ..OpenOptions::default() };
+    let deadline = env.clock().now() + IN_USE_MAX;
+    loop {
+        match env.media().open(path, options).await {
+            Err(MediaError::InUse(_)) if env.clock().now() < deadline => {
+                env.clock().sleep_until(env.clock().now() + IN_USE_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 /// The storage of one engine: a flat or nested name space of files below one root.
@@ -83,6 +105,11 @@ pub enum MediaError {
     /// The file was to be created and exists.
     #[error("{0}: exists already")]
     Exists(String),
+    /// Somebody else has the file open alone, or a write of such a one is on its way. Nothing was opened; a retry helps when that ends.
+    #[error(
+        "{0}: in use: somebody else has it open, or a write of a process that has ended is still on its way"
+    )]
+    InUse(String),
     /// The device is full. Nothing was written.
     #[error("{0}: the device is full")]
     Full(String),

@@ -181,7 +181,12 @@ impl<E: Env> Control<E> {
         let pool = PoolState::new(uuid, rdb, record, map);
         self.tell_map_version(&pool).await?;
         let marker = format!("{}/{MARKER}", pool_directory(uuid));
-        let options = OpenOptions { create_new: true, size: BLOCK_BYTES as u64, preallocate: false };
+        let options = OpenOptions {
+            create_new: true,
+            size: BLOCK_BYTES as u64,
+            preallocate: false,
+            ..OpenOptions::default()
+        };
         self.env.media().open(&marker, options).await?;
         let entry = entry(&pool);
         self.pools.borrow_mut().insert(uuid, pool);

@@ -187,6 +187,9 @@ impl Media for Files {
             _ => MediaError::Failed(format!("{}: {error}", full.display())),
         };
         let file = File::options().read(true).write(self.writable).open(&full).map_err(failed)?;
+        if options.alone {
+            file.try_lock().map_err(|_| MediaError::InUse(full.display().to_string()))?;
+        }
         let size = file.metadata().map_err(failed)?.len();
         Ok(DiskFile(Rc::new((file, size))))
     }

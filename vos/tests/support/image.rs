@@ -75,7 +75,12 @@ pub async fn read_files<E: Env>(env: &E, directory: &str) -> Vec<(String, Vec<u8
 pub async fn write_files<E: Env>(env: &E, directory: &str, files: &[(String, Vec<u8>)]) {
     for (name, content) in files {
         let path = format!("{directory}/{name}");
-        let open = OpenOptions { create_new: true, size: content.len() as u64, preallocate: false };
+        let open = OpenOptions {
+            create_new: true,
+            size: content.len() as u64,
+            preallocate: false,
+            ..OpenOptions::default()
+        };
         let file = env.media().open(&path, open).await.expect("a new file");
         for (index, block) in content.chunks(BLOCK_BYTES).enumerate() {
             // Compared as a whole: a loop over bytes is most of the time of a fuzzer's run.

@@ -4,7 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, BTreeSet},
-    rc::Rc,
+    rc::{Rc, Weak},
 };
 
 use daos_xstream::BLOCK_BYTES;
@@ -220,6 +220,8 @@ pub(crate) struct DiskState {
     pub lies: Cell<bool>,
     /// Counts the lives of the node, so that what an earlier life has begun does not end in this one.
     pub life: Cell<u64>,
+    /// Files that are open alone: since which life, and what lives for as long.
+    pub claims: RefCell<BTreeMap<u64, (u64, Weak<()>)>>,
     /// Counts writes completed.
     pub order: Cell<u64>,
 }
@@ -234,6 +236,7 @@ impl Default for DiskState {
             failure_ppm: Cell::new(0),
             lies: Cell::new(false),
             life: Cell::new(0),
+            claims: RefCell::default(),
             order: Cell::new(0),
         }
     }

@@ -1,6 +1,9 @@
 //! The seam's media over a simulated disk.
 
-use std::{future::Future, rc::Rc};
+use std::{
+    future::Future,
+    rc::{Rc, Weak},
+};
 
 use daos_xstream::{
     BLOCK_BYTES, Durability, IoBuffer, Media, MediaError, MediaFile, OpenOptions,
@@ -28,6 +31,8 @@ pub struct SimFile {
     number: u64,
     size: u64,
     path: Rc<str>,
+    /// Kept while the file is open alone, or a write to it is on its way.
+    alone: Option<Rc<()>>,
 }
 
 impl SimMedia {
@@ -65,6 +70,18 @@ impl SimMedia {
             self.later(delay, work).await
         };
         result.unwrap_or_else(|_| gone(path))
+    }
+
+    /// What says that a file is open alone, unless something says so already in this life of the node.
+    fn claim(&self, number: u64) -> Option<Rc<()>> {
+        let (life, claim) = (self.disk.life.get(), Rc::new(()));
+        let mut claims = self.disk.claims.borrow_mut();
+        let taken = |(since, claim): &(u64, Weak<()>)| *since == life && claim.strong_count() > 0;
+        if claims.get(&number).is_some_and(taken) {
+            return None;
+        }
+        claims.insert(number, (life, Rc::downgrade(&claim)));
+        Some(claim)
     }
 
     fn check_failed(&self, path: &str) -> Result<(), MediaError> {
@@ -122,7 +139,8 @@ impl Media for SimMedia {
             }
         });
         let (number, size) = opened.await?;
-        Ok(SimFile { media: self.clone(), number, size, path: path.into() })
+        let alone = options.alone.then(|| self.claim(number).ok_or(MediaError::InUse(path.clone())));
+        Ok(SimFile { media: self.clone(), number, size, path: path.into(), alone: alone.transpose()? })
     }
 
     async fn remove(&self, path: &str) -> Result<(), MediaError> {
@@ -240,7 +258,9 @@ impl MediaFile for SimFile {
         {
             file.begin_write(write, offset, &data);
         }
+        let alone = self.alone.clone();
         let written = self.media.later(delay, move |media| {
+            drop(alone);
             let result = begun.and_then(|()| media.check_failed(&path)).and_then(|()| {
                 media.world.record(Happening::MediaWrite, offset, u64::from(crc32c::crc32c(&data)));
                 let mut files = media.disk.files.borrow_mut();
@@ -281,7 +301,9 @@ impl MediaFile for SimFile {
         let delay = world.decay.latency(world.config.write_latency_ns);
         // Zeros, or anything else.
         let fill = if world.decay.below(2) == 0 { 0 } else { 0xdd };
+        let alone = self.alone.clone();
         let discarded = self.media.later(delay, move |media| {
+            drop(alone);
             checked?;
             media.check_failed(&path)?;
             media.world.record(Happening::MediaWrite, offset, length);

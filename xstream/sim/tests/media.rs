@@ -1,10 +1,14 @@
 //! What the simulated disk promises, and what it does not.
 
-use daos_xstream::{BLOCK_BYTES, Durability, Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions};
+use std::time::Duration;
+
+use daos_xstream::{
+    BLOCK_BYTES, Clock, Durability, Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions, open_alone,
+};
 use daos_xstream_sim::{Config, Loss, SimEnv, SimFile, Simulation};
 
 const CREATE: OpenOptions =
-    OpenOptions { create_new: true, size: 16 * BLOCK_BYTES as u64, preallocate: true };
+    OpenOptions { create_new: true, size: 16 * BLOCK_BYTES as u64, preallocate: true, alone: false };
 
 async fn write(file: &SimFile, block: u64, fill: u8, durability: Durability) -> Result<(), MediaError> {
     let buffer = IoBuffer::copy_of(&[fill; BLOCK_BYTES]);
@@ -181,4 +185,25 @@ fn ranges_are_whole_blocks_within_the_file() {
         }
     })
     .unwrap();
+}
+
+/// Whoever opens a file alone finds what was written to it before, or waits; and not for ever.
+#[test]
+fn a_file_is_open_alone_once_and_until_its_writes_have_ended() {
+    for seed in 0..20 {
+        let sim = Simulation::new(seed, Config::default());
+        let node = sim.add_node(1);
+        let run = sim.block_on(&node, |env| async move {
+            drop(env.media().open("data", CREATE).await.unwrap());
+            let file = open_alone(&env, "data").await.unwrap();
+            let asked = env.clock().now();
+            assert!(matches!(open_alone(&env, "data").await, Err(MediaError::InUse(_))));
+            assert!(env.clock().now().since(asked) >= Duration::from_secs(10), "it did not wait");
+            drop(file.write(0, IoBuffer::copy_of(&[7; BLOCK_BYTES]), Durability::Volatile));
+            drop(file);
+            let _file = open_alone(&env, "data").await.unwrap();
+            assert_eq!(read(&env, "data", 0).await.unwrap()[0], 7, "a write came late");
+        });
+        run.unwrap();
+    }
 }

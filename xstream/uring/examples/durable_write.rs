@@ -47,8 +47,12 @@ fn main() {
         |env| {
             let path = path.clone();
             async move {
-                let options =
-                    OpenOptions { create_new: true, size: BLOCKS * BLOCK_BYTES as u64, preallocate: true };
+                let options = OpenOptions {
+                    create_new: true,
+                    size: BLOCKS * BLOCK_BYTES as u64,
+                    preallocate: true,
+                    ..OpenOptions::default()
+                };
                 let file = env.media().open("file", options).await.expect("a file");
                 let mut results: Vec<_> =
                     names.iter().map(|_| Histogram::<u64>::new(3).expect("a histogram")).collect();

@@ -223,6 +223,14 @@ impl Media for UringMedia {
             return self.create(&location, options).await;
         }
         let (descriptor, direct) = self.open_descriptor(&location, libc::O_RDWR).await?;
+        if options.alone {
+            // The lock belongs to the open file, which lives for as long as a transfer of it is in the kernel.
+            match rustix::fs::flock(&descriptor, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(MediaError::InUse(location.to_string())),
+                Err(error) => return Err(location.error("lock", error.raw_os_error())),
+            }
+        }
         let size = size_of_file(&descriptor).map_err(|error| location.io_error("ask the size of", &error))?;
         Ok(UringFile::new(self.ring.clone(), descriptor, location.to_string(), size, direct))
     }

@@ -5,7 +5,7 @@ mod common;
 use std::{os::unix::fs::FileExt, path::Path, time::Duration};
 
 use daos_xstream::{
-    BLOCK_BYTES, Clock, Durability, Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions,
+    BLOCK_BYTES, Clock, Durability, Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions, open_alone,
 };
 
 use common::{TestEnv, alone, folder, world};
@@ -13,7 +13,7 @@ use common::{TestEnv, alone, folder, world};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 
 fn new_file(blocks: u64, preallocate: bool) -> OpenOptions {
-    OpenOptions { create_new: true, size: blocks * BLOCK, preallocate }
+    OpenOptions { create_new: true, size: blocks * BLOCK, preallocate, ..OpenOptions::default() }
 }
 
 fn pattern(blocks: usize, seed: u8) -> IoBuffer {
@@ -107,10 +107,11 @@ fn errors_say_what_is_wrong() {
         for path in ["", "/etc/passwd", "../file", "a//b", "a/../../b", "a\0b"] {
             assert!(matches!(open(path, new_file(1, false)).await, Err(MediaError::Failed(_))), "{path:?}");
         }
-        let odd = OpenOptions { create_new: true, size: 5000, preallocate: false };
+        let odd = OpenOptions { create_new: true, size: 5000, preallocate: false, ..OpenOptions::default() };
         assert!(matches!(open("odd", odd).await, Err(MediaError::BadRange { .. })));
         // More than any disk here has: nothing is left of it.
-        let vast = OpenOptions { create_new: true, size: 1 << 43, preallocate: true };
+        let vast =
+            OpenOptions { create_new: true, size: 1 << 43, preallocate: true, ..OpenOptions::default() };
         let refused = open("vast", vast).await.unwrap_err();
         assert!(matches!(refused, MediaError::Full(_)), "{refused}");
         assert_eq!(media.list("").await.unwrap(), ["file"]);
@@ -158,6 +159,29 @@ fn a_dropped_write_goes_on_to_its_end() {
         // No await after the drops: the end of the world waits for them.
     });
     assert_holds_patterns(&root.path().join("file"), 64);
+}
+
+#[test]
+fn a_file_is_open_alone_once_and_until_its_writes_have_ended() {
+    let root = folder();
+    world(1, root.path(), |env| async move {
+        drop(env.media().open("file", new_file(64, true)).await.unwrap());
+        let only = OpenOptions { alone: true, ..OpenOptions::default() };
+        let file = env.media().open("file", only).await.unwrap();
+        assert!(matches!(env.media().open("file", only).await, Err(MediaError::InUse(_))));
+        // Who only looks does not ask.
+        env.media().open("file", OpenOptions::default()).await.unwrap();
+        for block in 0..64 {
+            drop(file.write(block * BLOCK, pattern(1, block as u8), Durability::Volatile));
+        }
+        drop(file);
+        let again = open_alone(&env, "file").await.unwrap();
+        for block in 0..64 {
+            let (buffer, result) = again.read(block * BLOCK, IoBuffer::zeroed(BLOCK_BYTES)).await;
+            result.unwrap();
+            assert_eq!(buffer.as_slice(), pattern(1, block as u8).as_slice(), "a write came late");
+        }
+    });
 }
 
 fn assert_holds_patterns(path: &Path, blocks: u64) {

@@ -33,8 +33,13 @@ pub async fn measure(world: &World, bench: &Bench) -> anyhow::Result<()> {
         return Ok(());
     }
     let (pool, container) = bench.pool(world, MediaName::Wal, 512 << 20, 2 * SPAN).await?;
-    let raw =
-        world.media().open("raw", OpenOptions { create_new: true, size: SPAN, preallocate: true }).await?;
+    let raw = world
+        .media()
+        .open(
+            "raw",
+            OpenOptions { create_new: true, size: SPAN, preallocate: true, ..OpenOptions::default() },
+        )
+        .await?;
     write_span(&pool, &container).await?;
     let row = |case: &str, bytes, depth| Row {
         case: case.to_owned(),

@@ -8,7 +8,7 @@ use std::{
     rc::Rc,
 };
 
-use daos_xstream::{Env, IoBuffer, Media, MediaFile, OpenOptions, Rng};
+use daos_xstream::{Env, IoBuffer, Media, MediaError, MediaFile, OpenOptions, Rng, open_alone};
 use uuid::Uuid;
 
 use crate::{
@@ -51,9 +51,10 @@ pub(crate) async fn create<E: Env>(
             "a log has whole 4 KiB blocks and at least 256 KiB, not {log_bytes} bytes"
         )));
     }
-    let new = OpenOptions { create_new: true, size: log_bytes, preallocate: true };
+    let new = OpenOptions { create_new: true, size: log_bytes, preallocate: true, ..OpenOptions::default() };
     env.media().open(&log_path(directory), new).await?;
-    let new = OpenOptions { create_new: true, size: heap_bytes, preallocate: false };
+    let new =
+        OpenOptions { create_new: true, size: heap_bytes, preallocate: false, ..OpenOptions::default() };
     let file = env.media().open(&heap_path(directory), new).await?;
     let super_block = SuperBlock {
         magic: SuperBlock::magic(),
@@ -108,10 +109,10 @@ struct Loaded<E: Env> {
 impl<E: Env> Loaded<E> {
     /// Reads the heap in `directory`. Damage of log or image is an error.
     async fn read(env: &E, directory: &str, pending: Pending) -> Result<Self, StoreError> {
-        let (mut image, promise_may_be_lost) = open_image(env, directory).await?;
+        let (mut image, promise_may_be_lost) = open_image(env, directory, pending).await?;
         let SuperBlock { uuid, log_key, log_bytes, .. } = image.super_block;
         let path = log_path(directory);
-        let log = LogFile::new(env.media().open(&path, OpenOptions::default()).await?);
+        let log = LogFile::new(open_file(env, &path, pending).await?);
         check_log_size(&log, &path, log_bytes)?;
         let layout = Layout::new(image.geometry.arena_bytes(), 0)?;
         let mut arena = Arena::reserve(layout.arena_bytes)?;
@@ -251,12 +252,24 @@ fn check_log_size<F: MediaFile>(log: &LogFile<F>, path: &str, wanted: u64) -> Re
     Err(StoreError::Damaged { file: path.to_owned(), offset: 0, what })
 }
 
+/// Opens a file, as the only one to do so if it will be written.
+async fn open_file<E: Env>(env: &E, path: &str, pending: Pending) -> Result<File<E>, MediaError> {
+    match pending {
+        Pending::GoesHome => open_alone(env, path).await,
+        Pending::IsOverlaid => env.media().open(path, OpenOptions::default()).await,
+    }
+}
+
 /// Opens the heap file, and chooses and checks its super-block.
 ///
 /// Says too whether the other copy is damaged.
-async fn open_image<E: Env>(env: &E, directory: &str) -> Result<(Image<File<E>>, bool), StoreError> {
+async fn open_image<E: Env>(
+    env: &E,
+    directory: &str,
+    pending: Pending,
+) -> Result<(Image<File<E>>, bool), StoreError> {
     let path = heap_path(directory);
-    let file = env.media().open(&path, OpenOptions::default()).await?;
+    let file = open_file(env, &path, pending).await?;
     if file.size() < 2 * BLOCK {
         return Err(StoreError::NotFormatted(path));
     }
