@@ -74,6 +74,24 @@ impl Reservation {
     }
 }
 
+/// A write into reserved blocks, which goes on if nobody waits for it any more. The blocks then stay reserved until the pool is
+/// opened again: whoever had them next would be written over.
+struct UnderWay(Option<Reservation>);
+
+impl UnderWay {
+    fn ended(mut self) -> Reservation {
+        self.0.take().expect("it ends once")
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if let Some(reservation) = &self.0 {
+            reservation.published();
+        }
+    }
+}
+
 /// Bytes on the block tier, durable there, that no record names yet. Dropped without having been published by an update,
 /// they are free again; so they are after a crash.
 pub struct StoredExtent {
@@ -293,7 +311,9 @@ impl<E: Env> BlockTier<E> {
         let padded = length.next_multiple_of(BLOCK_BYTES);
         buffer.set_len(padded);
         buffer.as_mut_slice()[length..].fill(0);
+        let under_way = UnderWay(Some(reservation));
         let (mut buffer, result) = self.file.write(position, buffer, Durability::Durable).await;
+        let reservation = under_way.ended();
         buffer.set_len(length);
         let length = length as u64;
         self.failed.set(self.failed.get() || matches!(result, Err(MediaError::Failed(_))));

@@ -172,6 +172,32 @@ fn space_comes_back_when_nobody_can_need_it() {
     });
 }
 
+/// Nobody waits for a write any more, and it goes on: what it writes over must not be somebody else's.
+#[test]
+fn blocks_of_a_write_that_nobody_waits_for_are_not_handed_out() {
+    run(1, |env| async move {
+        let (pool, container) = create(&env).await;
+        let data = bytes(BLOCK_BYTES as usize / 2, 1);
+        let chunks = sums(0, &data, 4096);
+        {
+            let checksums = Checksums { chunk_bytes: 4096, chunks: &chunks };
+            let mut storing = std::pin::pin!(pool.store(IoBuffer::copy_of(&data), 0, checksums));
+            let polled = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(storing.as_mut().poll(context).is_ready())
+            });
+            assert!(!polled.await, "the write is under way");
+        }
+        let more = bytes(BLOCK_BYTES as usize / 2 + 4096, 2);
+        assert_eq!(write(&pool, &container, 1, 0, &more).await, Err(Error::NoSpace("block tier")));
+        write(&pool, &container, 1, 0, &data).await.expect("the other half is free");
+        pool.close().await.expect("closed");
+        drop((container, pool));
+        let pool = Pool::open(&env, "pool").await.expect("the pool");
+        let container = pool.container_open(CONTAINER).expect("the container");
+        write(&pool, &container, 2, 1 << 20, &data).await.expect("what was reserved is free again");
+    });
+}
+
 #[test]
 fn after_a_crash_every_record_that_is_there_has_its_bytes() {
     for seed in 1..=60 {

@@ -74,13 +74,16 @@ impl ToolWorld {
         Self(Rc::new(Inner { media, tasks: Tasks::default(), locals: Locals::default() }))
     }
 
-    /// Runs a future of this world, and with it the tasks that it starts.
+    /// Runs a future of this world, and with it the tasks that it starts; those that have not ended by then are dropped, and
+    /// with them the files that they have open.
     ///
     /// # Panics
     ///
     /// If the future waits for what nobody does.
     pub fn block_on<R>(&self, future: impl Future<Output = R>) -> R {
-        run(future, &self.0.tasks, TURNS_MAX)
+        let result = run(future, &self.0.tasks, TURNS_MAX);
+        drop(self.0.tasks.0.take());
+        result
     }
 }
 
@@ -188,7 +191,9 @@ impl Media for Files {
         };
         let file = File::options().read(true).write(self.writable).open(&full).map_err(failed)?;
         if options.alone {
-            file.try_lock().map_err(|_| MediaError::InUse(full.display().to_string()))?;
+            // A tool does not wait: whoever runs it looks, and runs it again.
+            let in_use = |_| MediaError::Failed(MediaError::InUse(full.display().to_string()).to_string());
+            file.try_lock().map_err(in_use)?;
         }
         let size = file.metadata().map_err(failed)?.len();
         Ok(DiskFile(Rc::new((file, size))))
