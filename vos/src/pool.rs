@@ -197,7 +197,6 @@ impl<E: Env> Pool<E> {
         Ok(pool)
     }
 
-    /// The pool in an open store.
     /// The pool in an open store; its block file is opened as by the only writer if `alone`.
     async fn attach(env: &E, directory: &str, store: Store<E>, alone: bool) -> Result<Self, Error> {
         let (uuid, seed, root, space) = {

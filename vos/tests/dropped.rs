@@ -1,12 +1,35 @@
 //! A store that is dropped stops: whoever opens it again finds nobody writing to its files, and waits for what is on its way.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::Poll,
+    time::Duration,
+};
 
-use daos_umem::{MediaKind, Store, StoreOptions};
-use daos_xstream::{Clock, Env, IoBuffer, Media, MediaFile, OpenOptions, Spawn};
+use daos_umem::{MediaKind, Sealed, Store, StoreOptions};
+use daos_xstream::{Class, Clock, Env, IoBuffer, Media, MediaFile, OpenOptions, Spawn};
 use daos_xstream_sim::{Config, SimEnv, Simulation};
 
 const PAGES: u64 = 40_000;
+
+fn options(heap_bytes: u64) -> StoreOptions {
+    StoreOptions { uuid: uuid::Uuid::from_u128(1), media: MediaKind::Wal, heap_bytes, log_bytes: 512 << 10 }
+}
+
+/// Seals a small transaction.
+fn seal(store: &Store<SimEnv>) -> Sealed {
+    let mut heap = store.heap_mut();
+    let mut transaction = heap.begin();
+    transaction.allocate_bytes(3000).expect("room");
+    transaction.seal().expect("sealed")
+}
+
+async fn poll_once(mut future: Pin<&mut impl Future>) {
+    poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await;
+}
 
 async fn checksum(env: &SimEnv, path: &str) -> u32 {
     let file = env.media().open(path, OpenOptions::default()).await.expect("a file");
@@ -27,13 +50,7 @@ fn a_checkpoint_ends_with_its_store() {
     let sim = Simulation::new(1, Config::default());
     let node = sim.add_node(1);
     let run = sim.block_on(&node, |env| async move {
-        let options = StoreOptions {
-            uuid: uuid::Uuid::from_u128(1),
-            media: MediaKind::Wal,
-            heap_bytes: 256 << 20,
-            log_bytes: 512 << 10,
-        };
-        let store = Store::create(&env, "pool", options).await.expect("a store");
+        let store = Store::create(&env, "pool", options(256 << 20)).await.expect("a store");
         let mut number = 0;
         loop {
             // One page after the other becomes dirty.
@@ -74,25 +91,10 @@ fn a_store_is_opened_after_the_last_frame_of_a_dropped_one() {
         let sim = Simulation::new(seed, Config::default());
         let node = sim.add_node(1);
         let run = sim.block_on(&node, |env| async move {
-            let options = StoreOptions {
-                uuid: uuid::Uuid::from_u128(1),
-                media: MediaKind::Wal,
-                heap_bytes: 8 << 20,
-                log_bytes: 512 << 10,
-            };
-            let store = Store::create(&env, "pool", options).await.expect("a store");
-            let sealed = {
-                let mut heap = store.heap_mut();
-                let mut transaction = heap.begin();
-                transaction.allocate_bytes(3000).expect("room");
-                transaction.seal().expect("sealed")
-            };
+            let store = Store::create(&env, "pool", options(8 << 20)).await.expect("a store");
             // The log's task is told, and its write begins.
-            let mut persisted = Box::pin(store.persisted(sealed));
-            std::future::poll_fn(|context| {
-                std::task::Poll::Ready(persisted.as_mut().poll(context).is_ready())
-            })
-            .await;
+            let mut persisted = Box::pin(store.persisted(seal(&store)));
+            poll_once(persisted.as_mut()).await;
             env.scheduler().yield_now().await;
             env.scheduler().yield_now().await;
             drop((persisted, store));
@@ -106,4 +108,33 @@ fn a_store_is_opened_after_the_last_frame_of_a_dropped_one() {
         frames += u64::from(run.expect("it ends") > 0);
     }
     assert!(frames > 0, "no frame was on its way");
+}
+
+/// Somebody waited for a transaction that had not gone out with the last frame, and was never told.
+#[test]
+fn who_waits_for_a_store_that_is_dropped_is_told() {
+    let sim = Simulation::new(3, Config::default());
+    let node = sim.add_node(1);
+    let run = sim.block_on(&node, |env| async move {
+        let store = Store::create(&env, "pool", options(8 << 20)).await.expect("a store");
+        let told = Rc::new(Cell::new(0));
+        for _ in 0..3 {
+            let persisted = store.persisted(seal(&store));
+            let told = told.clone();
+            env.scheduler().spawn(Class::Foreground, "who waits", async move {
+                // It is durable or not.
+                let _ = persisted.await;
+                told.set(told.get() + 1);
+            });
+            // Until the first one's frame is on its way.
+            for _ in 0..10 {
+                env.scheduler().yield_now().await;
+            }
+        }
+        drop(store);
+        env.clock().sleep_until(env.clock().now() + Duration::from_secs(5)).await;
+        assert_eq!(told.get(), 3);
+        let _ = Store::open(&env, "pool").await.expect("it opens");
+    });
+    run.expect("it ends");
 }

@@ -29,6 +29,18 @@ fn is_refused(error: Option<Error>) {
     assert!(error.to_string().contains("`ddb TARGET upgrade`"), "{error}");
 }
 
+/// What `examples/make_image.rs` makes an image of, when the format has changed.
+#[test]
+fn the_pool_of_which_images_are_made_can_be_made() {
+    let simulation = Simulation::new(1, Config::default());
+    let node = simulation.add_node(1);
+    let ended = simulation.block_on(&node, |env| async move {
+        let pool = sample::make(&env, "pool").await.expect("a pool");
+        holds_what_it_held(&pool, PRESENT).await;
+    });
+    ended.expect("the run ends");
+}
+
 #[test]
 fn an_image_of_each_format_opens_and_holds_what_it_held() {
     for version in [1, PRESENT] {

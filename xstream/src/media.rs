@@ -4,8 +4,8 @@ use std::{future::Future, time::Duration};
 
 use crate::{Clock, Env, IoBuffer};
 
-/// How long [`open_alone`] waits for a file that is in use, and how often it looks.
-const IN_USE_MAX: Duration = Duration::from_secs(10);
+/// How long [`open_alone`] waits for a file that is in use, and how often it looks. A device that takes longer for a write has failed.
+const IN_USE_MAX: Duration = Duration::from_secs(60);
 const IN_USE_PAUSE: Duration = Duration::from_millis(10);
 
 /// When a write counts as done.
@@ -32,13 +32,17 @@ pub struct OpenOptions {
 }
 
 /// Opens the file at `path` for a writer that must be the only one. A write of a process that was killed may reach the device after
-/// the process is gone, and would change what was read here and built upon; so this waits, for up to 10 s, until there is none.
+/// the process is gone, and would change what was read here and built upon; so this waits, for up to a minute, until there is none.
 pub async fn open_alone<E: Env>(env: &E, path: &str) -> Result<<E::Media as Media>::File, MediaError> {
     let options = OpenOptions { alone: true, ..OpenOptions::default() };
     let deadline = env.clock().now() + IN_USE_MAX;
+    let mut told = false;
     loop {
         match env.media().open(path, options).await {
-            Err(MediaError::InUse(_)) if env.clock().now() < deadline => {
+            Err(error @ MediaError::InUse(_)) if env.clock().now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!("{error}: waits for up to {IN_USE_MAX:?}");
+                }
                 env.clock().sleep_until(env.clock().now() + IN_USE_PAUSE).await;
             }
             result => return result,

@@ -3,7 +3,7 @@
 
 use std::{
     cell::RefCell,
-    fs::File,
+    fs::{File, TryLockError},
     future::{Future, pending, ready},
     os::unix::fs::FileExt,
     path::PathBuf,
@@ -16,6 +16,7 @@ use daos_xstream::{
     Class, Clock, CoreId, Durability, Env, IoBuffer, Locals, Media, MediaError, MediaFile, NoMailbox,
     OpenOptions, Rng, Spawn, Time, WallTime,
 };
+use rustix::rand::{GetRandomFlags, getrandom};
 
 mod fabric;
 
@@ -89,7 +90,7 @@ impl ToolWorld {
 
 impl Env for ToolWorld {
     type Clock = NoTime;
-    type Rng = NoChance;
+    type Rng = SystemRng;
     type Spawn = Tasks;
     type Mailbox = NoMailbox;
     type Fabric = NoFabric;
@@ -98,8 +99,8 @@ impl Env for ToolWorld {
     fn clock(&self) -> &NoTime {
         &NoTime
     }
-    fn rng(&self) -> &NoChance {
-        &NoChance
+    fn rng(&self) -> &SystemRng {
+        &SystemRng
     }
     fn scheduler(&self) -> &Tasks {
         &self.0.tasks
@@ -136,12 +137,16 @@ impl Clock for NoTime {
     }
 }
 
-/// Nothing is left to chance: identities are made where something is written.
-pub struct NoChance;
+/// The system's random numbers.
+pub struct SystemRng;
 
-impl Rng for NoChance {
+impl Rng for SystemRng {
     fn next_u64(&self) -> u64 {
-        0
+        let mut bytes = [0; 8];
+        let got = getrandom(&mut bytes, GetRandomFlags::empty());
+        // Reads of up to 256 bytes are never cut short.
+        assert_eq!(got, Ok(bytes.len()), "the system has no random numbers");
+        u64::from_ne_bytes(bytes)
     }
 }
 
@@ -192,8 +197,12 @@ impl Media for Files {
         let file = File::options().read(true).write(self.writable).open(&full).map_err(failed)?;
         if options.alone {
             // A tool does not wait: whoever runs it looks, and runs it again.
-            let in_use = |_| MediaError::Failed(MediaError::InUse(full.display().to_string()).to_string());
-            file.try_lock().map_err(in_use)?;
+            file.try_lock().map_err(|error| match error {
+                TryLockError::WouldBlock => {
+                    MediaError::Failed(MediaError::InUse(full.display().to_string()).to_string())
+                }
+                TryLockError::Error(error) => failed(error),
+            })?;
         }
         let size = file.metadata().map_err(failed)?.len();
         Ok(DiskFile(Rc::new((file, size))))

@@ -75,6 +75,8 @@ pub async fn make_on<E: Env>(env: &E, directory: &str, media: MediaKind) -> Resu
         if epoch == 16 && media == MediaKind::Wal {
             // With this a part is in the checkpoint, and the rest in the log only.
             pool.close().await?;
+            // Its files are locked as long as anybody has it.
+            drop((container, pool));
             pool = Pool::open(env, directory).await?;
             container = pool.container_open(CONTAINER)?;
         }

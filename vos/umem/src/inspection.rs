@@ -47,7 +47,7 @@ pub enum MediaInspection {
     Pmem {
         /// Size of the undo log.
         undo_bytes: u64,
-        /// Transactions committed, those included that were aborted or undone.
+        /// Number of the newest transaction that was committed, aborted or undone. Numbers make a random step at each opening.
         committed: u64,
         /// Entries of the undo log that opening the heap would apply: of a transaction that was cut short.
         entries_to_undo: u64,

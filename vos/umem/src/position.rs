@@ -1,7 +1,8 @@
 //! Where a transaction stands in the order of all transactions, and the proof that it is durable.
 
 /// The place of a sealed transaction in the heap's order: its changes are visible, and durable once everything up to this
-/// place is. On `wal` media it is a byte position in the log; elsewhere it counts transactions.
+/// place is. On `wal` media it is a byte position in the log; in memory it counts transactions; on
+/// persistent memory it goes on from a random place at each opening.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[must_use = "a reply that promises durability needs the proof that this position is persisted"]
 pub struct Sealed(pub(crate) u64);

@@ -4,7 +4,8 @@
 //!
 //! * Every path is parsed into components below the root before the kernel sees it; `..` and absolute paths do not exist.
 //! * What the trait calls durable on return has been synced with the folders that name it.
-//! * No call blocks the core, but for the listing of a folder (there is no asynchronous one) and the opening of the root.
+//! * No call blocks the core, but for the listing of a folder (there is no asynchronous one) and the opening of the root. Locks are
+//!   asked for, not waited for.
 
 use std::{
     ffi::CString,

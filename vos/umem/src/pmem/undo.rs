@@ -131,9 +131,9 @@ impl UndoLog {
 
     /// Lets the numbers make a step of which `secret` decides. There must be no running transaction.
     pub fn skip(&mut self, secret: u64, arena: &mut Arena, persistence: &mut dyn Persistence) {
-        // Forwards, so that no number comes again whatever the secret is. The log has room for 2^16 guesses at one of 2^44; a
-        // heap can be opened half a million times at least.
-        self.committed += secret >> 20;
+        // Forwards, so that no number comes again whatever the secret is. The log has room for 2^16 guesses at one of 2^44. After a
+        // quarter of a million openings at least the steps become small, so that numbers never end.
+        self.committed += if self.committed < 1 << 62 { secret >> 20 } else { secret >> 44 };
         self.write_committed(arena, persistence);
     }
 

@@ -59,8 +59,8 @@ pub struct Counters {
 /// A heap and its media. Clones share it. When the last one is dropped, everything that is not persisted is lost, as in a
 /// crash; [`Store::close`] avoids that.
 ///
-/// Whoever opens a store on `wal` media keeps other processes out of its directory (an engine by the lock of its folder): the
-/// world's media know no processes. A file on persistent memory is locked here.
+/// Its files are locked while it is open. What a dropped store, or a process that was killed, has on its way is waited for when it is
+/// opened again.
 ///
 /// **Never hold what [`Store::heap`] or [`Store::heap_mut`] returns across an await**: the tasks that write the log and the
 /// checkpoints need it too, and panic if they cannot have it.
@@ -75,9 +75,7 @@ struct Handle<E: Env> {
 impl<E: Env> Drop for Handle<E> {
     fn drop(&mut self) {
         if let Some(wal) = &self.wal {
-            wal.closing.set(true);
-            wal.flush.raise();
-            wal.checkpoint.raise();
+            wal.end();
         }
     }
 }
@@ -220,9 +218,7 @@ impl<E: Env> Store<E> {
         self.checkpoint().await?;
         if let Some(wal) = &self.0.wal {
             wal.with_log(|log| log.fail());
-            wal.closing.set(true);
-            wal.flush.raise();
-            wal.checkpoint.raise();
+            wal.end();
         }
         Ok(())
     }

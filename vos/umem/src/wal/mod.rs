@@ -95,6 +95,16 @@ impl<E: Env> Wal<E> {
         if let Some(log) = self.heap.borrow_mut().ledger.log() {
             log.fail();
         }
+        self.wake_everybody();
+    }
+
+    /// Ends the tasks, and tells those who wait that nothing more becomes durable.
+    pub fn end(&self) {
+        self.closing.set(true);
+        self.wake_everybody();
+    }
+
+    fn wake_everybody(&self) {
         for waiters in [&self.persisted_waiters, &self.room_waiters, &self.checkpoint_waiters] {
             waiters.wake(u64::MAX);
         }
