@@ -114,8 +114,8 @@ fn a_flipped_bit_is_found_or_harmless() {
     assert!(found > 500 && harmless > 500, "{found} found, {harmless} harmless: the test does not test");
 }
 
-#[test]
-fn the_newest_frame_may_be_torn_and_no_other() {
+/// Media of a process that was killed after three transactions, and where the log has their frames.
+fn three_frames() -> (TestMedia, [usize; 3]) {
     let media = TestMedia::default();
     let world = World::new(1, media.clone());
     let store = create(&world, options());
@@ -125,10 +125,15 @@ fn the_newest_frame_may_be_torn_and_no_other() {
     }
     drop(store);
     world.kill();
-    let frames: Vec<usize> = media.with_file("pool/log", |log| {
+    let frames: Vec<_> = media.with_file("pool/log", |log| {
         (0..log.len()).step_by(4096).filter(|&place| log[place..].starts_with(b"dfrm")).collect()
     });
-    assert_eq!(frames.len(), 3);
+    (media, frames.try_into().expect("three frames"))
+}
+
+#[test]
+fn the_newest_frame_may_be_torn_and_no_other() {
+    let (media, frames) = three_frames();
     for (index, &frame) in frames.iter().enumerate() {
         for at in [frame + 1, frame + 20, frame + 70] {
             let media = media.copy();
@@ -151,22 +156,7 @@ fn the_newest_frame_may_be_torn_and_no_other() {
 /// only the part that was missing, or by a write of a process that has died.
 #[test]
 fn a_torn_frame_does_not_become_whole_once_the_log_was_opened_without_it() {
-    let media = TestMedia::default();
-    let world = World::new(1, media.clone());
-    let store = create(&world, options());
-    for number in 0..3 {
-        let _ = step(&store, 1, number).expect("sealed");
-        flush(&world, &store).expect("durable");
-    }
-    drop(store);
-    world.kill();
-    let last = media.with_file("pool/log", |log| {
-        (0..log.len())
-            .step_by(4096)
-            .filter(|&place| log[place..].starts_with(b"dfrm"))
-            .max()
-            .expect("a frame")
-    });
+    let (media, [.., last]) = three_frames();
     for opened in [false, true] {
         let media = media.copy();
         let sector = media.with_file("pool/log", |log| {

@@ -398,11 +398,11 @@ impl<F: MediaFile> Replay<'_, F> {
         if self.position + BLOCK > self.limit {
             return Ok(());
         }
+        let generation = self.generation_at(self.position);
         let block = self.reader.get(self.position, BLOCK).await?;
         // One that was whole and left out is none that a super-block vouches for.
-        let left_out = FrameHeader::parse(&self.identity, block)
-            .is_some_and(|header| header.generation < self.generation_at(self.position));
-        let block = self.reader.get(self.position, BLOCK).await?;
+        let left_out =
+            FrameHeader::parse(&self.identity, block).is_some_and(|header| header.generation < generation);
         if !left_out && FrameHeader::is_remnant(&self.identity, block, self.position, self.sequence) {
             return Err(self
                 .damaged("the last frame is not whole, and a super-block is damaged that may vouch for it"));
